@@ -1,0 +1,1 @@
+//! What this kernel is and says: parsers of its files. Bytes in, typed values out.

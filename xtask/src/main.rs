@@ -1,0 +1,3 @@
+//! The chores of the repository, one subcommand each.
+
+fn main() {}
