@@ -21,7 +21,7 @@ use aya_ebpf::{
     },
 };
 use kmem_trace_ebpf::{
-    config::{ABSENT, SlabFields},
+    config::ABSENT,
     record::{
         OP_ALLOC, OP_ATTACH, OP_CHARGE, OP_FREE, OP_MKDIR, OP_REFUSED, OP_RELEASE, OP_RENAME,
         OP_RMDIR, OP_TRY_CHARGE, OP_UNCHARGE,
@@ -203,16 +203,20 @@ pub fn tp_memcg_lruvec_state(ctx: TracePointContext) -> u32 {
 
 // --- tracepoints: cgroups ----------------------------------------------------------------------
 
+// Each field is loaded right after its offset: a constant that is kept in between ends up on the
+// stack, where older verifiers no longer know it, and every possible load is then checked.
+
 #[inline(always)]
 fn cgroup_tracepoint(ctx: TracePointContext, op: u8) -> u32 {
+    let ctx = ctx.as_ptr().cast_const().cast();
     let fields = Fields {
-        root: config!(cgroup_root),
-        level: config!(cgroup_lvl),
-        id: config!(cgroup_id),
-        path: config!(cgroup_path),
-        task: ABSENT,
+        hierarchy: field_u32(ctx, config!(cgroup_root)),
+        level: field_u32(ctx, config!(cgroup_lvl)),
+        cgroup_id: field_u64(ctx, config!(cgroup_id)),
+        path: field_u32(ctx, config!(cgroup_path)),
+        task: 0,
     };
-    cgroup_event(ctx.as_ptr().cast_const().cast(), op, &fields);
+    cgroup_event(ctx, op, &fields);
     0
 }
 
@@ -238,92 +242,71 @@ pub fn tp_cgroup_rename(ctx: TracePointContext) -> u32 {
 
 #[tracepoint]
 pub fn tp_cgroup_attach_task(ctx: TracePointContext) -> u32 {
+    let ctx = ctx.as_ptr().cast_const().cast();
     let fields = Fields {
-        root: config!(attach_root),
-        level: config!(attach_lvl),
-        id: config!(attach_id),
-        path: config!(attach_path),
-        task: config!(attach_pid),
+        hierarchy: field_u32(ctx, config!(attach_root)),
+        level: field_u32(ctx, config!(attach_lvl)),
+        cgroup_id: field_u64(ctx, config!(attach_id)),
+        path: field_u32(ctx, config!(attach_path)),
+        task: field_u32(ctx, config!(attach_pid)),
     };
-    cgroup_event(ctx.as_ptr().cast_const().cast(), OP_ATTACH, &fields);
+    cgroup_event(ctx, OP_ATTACH, &fields);
     0
 }
 
 // --- slab: classic tracepoints, raw tracepoints and their BTF-typed form -----------------------
 
-#[inline(always)]
-fn slab_record(ctx: *const u8, op: u8, fields: &SlabFields) -> Object {
-    Object {
-        op,
-        address: field_u64(ctx, fields.object),
-        call_site: field_u64(ctx, fields.call_site),
-        bytes_req: field_u64(ctx, fields.bytes_req),
-        bytes_alloc: field_u64(ctx, fields.bytes_alloc),
-        gfp: field_u64(ctx, fields.gfp) as u32,
-        accounted: if fields.accounted == ABSENT {
-            2
-        } else {
-            // A `bool` at the end of a word: the record is padded to four bytes.
-            (field_u32(ctx, fields.accounted) & 1) as u8
-        },
-        cache: 0,
-    }
-}
-
-#[inline(always)]
-fn slab_arguments(ctx: *const u8, op: u8, fields: &SlabFields) -> Object {
-    Object {
-        op,
-        address: argument(ctx, fields.object),
-        call_site: argument(ctx, fields.call_site),
-        bytes_req: argument(ctx, fields.bytes_req),
-        bytes_alloc: argument(ctx, fields.bytes_alloc),
-        gfp: argument(ctx, fields.gfp) as u32,
-        accounted: 2,
-        cache: argument(ctx, fields.cache),
-    }
-}
-
 macro_rules! slab_programs {
-    ($($tracepoint:ident $raw:ident $typed:ident = $op:ident, $fields:ident;)*) => { $(
+    ($($tracepoint:ident $raw:ident $typed:ident = $op:ident, $event:ident;)*) => { $(
         #[tracepoint]
         pub fn $tracepoint(ctx: TracePointContext) -> u32 {
             let ctx = ctx.as_ptr().cast_const().cast();
-            slab_event(slab_record(ctx, $op, &slab_fields!($fields)));
+            let accounted = match config!($event.accounted) {
+                ABSENT => 2,
+                // A `bool` at the end of a word: the record is padded to four bytes.
+                place => (field_u32(ctx, place) & 1) as u8,
+            };
+            slab_event(Object {
+                op: $op,
+                address: field_u64(ctx, config!($event.object)),
+                call_site: field_u64(ctx, config!($event.call_site)),
+                bytes_req: field_u64(ctx, config!($event.bytes_req)),
+                bytes_alloc: field_u64(ctx, config!($event.bytes_alloc)),
+                gfp: field_u64(ctx, config!($event.gfp)) as u32,
+                accounted,
+                cache: 0,
+            });
             0
         }
 
         #[raw_tracepoint]
         pub fn $raw(ctx: RawTracePointContext) -> i32 {
-            let ctx = ctx.as_ptr().cast_const().cast();
-            slab_event(slab_arguments(ctx, $op, &slab_fields!($fields)));
-            0
+            slab_arguments!(ctx, $op, $event)
         }
 
         #[btf_tracepoint]
         pub fn $typed(ctx: BtfTracePointContext) -> i32 {
-            let ctx = ctx.as_ptr().cast_const().cast();
-            slab_event(slab_arguments(ctx, $op, &slab_fields!($fields)));
-            0
+            slab_arguments!(ctx, $op, $event)
         }
     )* };
 }
 
-macro_rules! slab_fields {
-    ($event:ident) => {
-        SlabFields {
-            call_site: config!($event.call_site),
-            object: config!($event.object),
-            bytes_req: config!($event.bytes_req),
-            bytes_alloc: config!($event.bytes_alloc),
-            gfp: config!($event.gfp),
-            accounted: config!($event.accounted),
-            cache: config!($event.cache),
-            name: config!($event.name),
-        }
-    };
+macro_rules! slab_arguments {
+    ($ctx:ident, $op:ident, $event:ident) => {{
+        let ctx = $ctx.as_ptr().cast_const().cast();
+        slab_event(Object {
+            op: $op,
+            address: argument(ctx, config!($event.object)),
+            call_site: argument(ctx, config!($event.call_site)),
+            bytes_req: argument(ctx, config!($event.bytes_req)),
+            bytes_alloc: argument(ctx, config!($event.bytes_alloc)),
+            gfp: argument(ctx, config!($event.gfp)) as u32,
+            accounted: 2,
+            cache: argument(ctx, config!($event.cache)),
+        });
+        0
+    }};
 }
-
 slab_programs! {
     tp_cache_alloc rt_cache_alloc tb_cache_alloc = OP_ALLOC, cache_alloc;
     tp_kmalloc rt_kmalloc tb_kmalloc = OP_ALLOC, kmalloc;

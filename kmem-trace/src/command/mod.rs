@@ -3,6 +3,7 @@
 
 pub mod cli;
 pub mod doctor;
+pub mod names;
 pub mod run;
 pub mod session;
 pub mod trace;

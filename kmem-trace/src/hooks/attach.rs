@@ -1,6 +1,6 @@
 //! A plan loaded into the kernel and attached.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, os::fd::AsFd as _};
 
 use anyhow::{Context as _, Result, anyhow};
 use aya::{
@@ -16,6 +16,7 @@ use kmem_trace_ebpf::{
 use super::{
     allowed::cause,
     plan::Plan,
+    stats::{self, ProgramStats},
     table::{Hook, Place},
 };
 
@@ -41,6 +42,8 @@ pub struct Attached {
     pub ring: Option<RingBuf<MapData>>,
     /// Names of the programs that were attached.
     pub programs: Vec<String>,
+    /// Kept over [`Self::detach`].
+    last_skipped: u64,
 }
 
 /// A candidate that the kernel refused, so that the next one can be tried.
@@ -102,7 +105,7 @@ pub fn attach(plan: &Plan, config: &Config, requested: &HashSet<String>, sizes: 
     let ancestry = HashMap::try_from(take("ANCESTRY")?).context("map ANCESTRY")?;
     let tally = PerCpuArray::try_from(take("TALLY")?).context("map TALLY")?;
     let ring = RingBuf::try_from(take("RING")?).context("map RING")?;
-    Ok(Attached { ebpf, totals, ancestry, tally, ring: Some(ring), programs })
+    Ok(Attached { ebpf, totals, ancestry, tally, ring: Some(ring), programs, last_skipped: 0 })
 }
 
 impl Attached {
@@ -111,8 +114,35 @@ impl Attached {
         &mut self.ebpf
     }
 
+    /// Figures of the attached programs, by name.
+    pub fn stats(&self) -> Vec<(&str, ProgramStats)> {
+        let mut found = Vec::new();
+        for (name, program) in self.ebpf.programs() {
+            if let Ok(fd) = program.fd()
+                && let Some(stats) = stats::of(fd.as_fd())
+            {
+                found.push((name, stats));
+            }
+        }
+        found
+    }
+
+    /// Runs that the kernel skipped, over all programs, as far as it counts them.
+    pub fn skipped(&self) -> u64 {
+        self.last_skipped.max(self.stats().iter().map(|(_, stats)| stats.skipped).sum())
+    }
+
+    /// Time in the programs (ns) and their runs; `None` while the kernel does not measure.
+    pub fn run_time(&self) -> Option<(u64, u64)> {
+        let (ns, runs) = self.stats().iter().fold((0, 0), |(ns, runs), (_, stats)| {
+            (ns + stats.run_time_ns, runs + stats.run_count)
+        });
+        (runs > 0).then_some((ns, runs))
+    }
+
     /// Takes all programs off their hooks; the maps stay readable.
     pub fn detach(&mut self) {
+        self.last_skipped = self.skipped();
         for (_, program) in self.ebpf.programs_mut() {
             // Unloading drops the links with the program.
             let _ = match program {
