@@ -1,0 +1,8 @@
+//! The subcommands: each strings the rooms together, and owns what they do not: files, clocks,
+//! signals, processes.
+
+pub mod cli;
+pub mod doctor;
+pub mod run;
+pub mod session;
+pub mod trace;
