@@ -32,7 +32,9 @@ fn main() -> ExitCode {
 }
 
 fn go(cli: Cli) -> anyhow::Result<ExitCode> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     match cli.command {
         None => Ok(code_of(runtime.block_on(trace::main(cli.trace))?)),
         Some(Command::Run(args)) => {

@@ -9,7 +9,11 @@ use crate::hooks::{plan::AttachMode, table::ROLES};
 /// Why a container's memory usage and its node disagree: live charges of a memory cgroup,
 /// reconciled against the kernel's own figure.
 #[derive(Debug, Parser)]
-#[command(version, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+#[command(
+    version,
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true
+)]
 pub struct Cli {
     #[command(flatten)]
     pub trace: TraceArgs,
@@ -38,7 +42,12 @@ pub enum Format {
 pub struct TraceArgs {
     /// Trace the subtree of this cgroup: a path under the memory hierarchy ("test-docker-memory",
     /// "/docker/3f2a"), a directory, or a unique part of a container id.
-    #[arg(short, long = "cgroup", value_name = "CGROUP", required_unless_present = "pid")]
+    #[arg(
+        short,
+        long = "cgroup",
+        value_name = "CGROUP",
+        required_unless_present = "pid"
+    )]
     pub cgroups: Vec<String>,
     /// Trace the memory cgroup of this process.
     #[arg(short, long)]
@@ -146,13 +155,17 @@ mod tests {
 
     #[test]
     fn events_take_a_list_or_nothing() {
-        let parse = |words: &[&str]| Cli::try_parse_from([&["kmem-trace", "-c", "x"], words].concat());
+        let parse =
+            |words: &[&str]| Cli::try_parse_from([&["kmem-trace", "-c", "x"], words].concat());
         let events = |words: &[&str]| parse(words).map(|cli| cli.trace.common.events);
         assert_eq!(events(&[]).ok(), Some(None));
         assert_eq!(events(&["--events"]).ok(), Some(Some(vec![String::new()])));
         assert_eq!(
             events(&["--events", "counter.charge,limit.write"]).ok(),
-            Some(Some(vec!["counter.charge".to_owned(), "limit.write".to_owned()]))
+            Some(Some(vec![
+                "counter.charge".to_owned(),
+                "limit.write".to_owned()
+            ]))
         );
         assert!(events(&["--events", "nonsense"]).is_err());
     }

@@ -30,8 +30,15 @@ use crate::{
 pub fn main(args: &DoctorArgs) -> Result<()> {
     let inspection = Inspection::read(args.btf.as_deref());
     let mount = MemoryMount::find();
-    let hierarchy = mount.as_ref().map_or(Hierarchy::V2, |mount| mount.hierarchy);
-    let plan = inspection.plan(hierarchy, args.attach, &struck(&args.strike)?, &HashMap::new());
+    let hierarchy = mount
+        .as_ref()
+        .map_or(Hierarchy::V2, |mount| mount.hierarchy);
+    let plan = inspection.plan(
+        hierarchy,
+        args.attach,
+        &struck(&args.strike)?,
+        &HashMap::new(),
+    );
     let rows = plan.rows();
     let kernel = proc::release();
     let version = match hierarchy {
@@ -48,13 +55,23 @@ pub fn main(args: &DoctorArgs) -> Result<()> {
     if args.format == Format::Json {
         json::write(
             &mut out,
-            &Line::Plan(PlanLine { kernel: &kernel, hierarchy: version, lockdown: &lockdown, mode, roles: &rows }),
+            &Line::Plan(PlanLine {
+                kernel: &kernel,
+                hierarchy: version,
+                lockdown: &lockdown,
+                mode,
+                roles: &rows,
+            }),
         )?;
         return Ok(());
     }
     writeln!(out, "kernel          Linux {kernel}")?;
     match &mount {
-        Ok(mount) => writeln!(out, "memory cgroups  {version} at {}", mount.mount_point.display())?,
+        Ok(mount) => writeln!(
+            out,
+            "memory cgroups  {version} at {}",
+            mount.mount_point.display()
+        )?,
         Err(error) => writeln!(out, "memory cgroups  none: {error}")?,
     }
     writeln!(out, "lockdown        {lockdown}")?;
@@ -62,14 +79,22 @@ pub fn main(args: &DoctorArgs) -> Result<()> {
         Ok(()) => "yes".to_owned(),
         Err(why) => format!("no: {why}"),
     };
-    writeln!(out, "type info       {}", match &inspection.btf {
-        Ok(_) => format!("{}", inspection.btf_path.display()),
-        Err(why) => format!("none: {why}"),
-    })?;
-    writeln!(out, "tracefs         {}", match &inspection.tracefs {
-        Ok(path) => format!("{}", path.display()),
-        Err(why) => format!("none: {why}"),
-    })?;
+    writeln!(
+        out,
+        "type info       {}",
+        match &inspection.btf {
+            Ok(_) => format!("{}", inspection.btf_path.display()),
+            Err(why) => format!("none: {why}"),
+        }
+    )?;
+    writeln!(
+        out,
+        "tracefs         {}",
+        match &inspection.tracefs {
+            Ok(path) => format!("{}", path.display()),
+            Err(why) => format!("none: {why}"),
+        }
+    )?;
     let allowed = &inspection.allowed;
     writeln!(out, "BPF             {}", verdict(&allowed.bpf))?;
     writeln!(out, "kernel reads    {}", verdict(&allowed.reads))?;

@@ -27,8 +27,12 @@ pub struct Ended {
 impl Ended {
     /// As a shell gives it: the code, or 128 + the signal.
     pub fn code(&self) -> u8 {
-        let code = self.status.code().or_else(|| self.status.signal().map(|signal| 128 + signal));
-        code.and_then(|code| u8::try_from(code & 0xff).ok()).unwrap_or(1)
+        let code = self
+            .status
+            .code()
+            .or_else(|| self.status.signal().map(|signal| 128 + signal));
+        code.and_then(|code| u8::try_from(code & 0xff).ok())
+            .unwrap_or(1)
     }
 }
 
@@ -38,7 +42,10 @@ impl Ended {
 /// Where the cgroup cannot be made, the command not started, or the kernel not traced.
 pub async fn main(args: RunArgs) -> Result<Ended> {
     let mount = MemoryMount::find()?;
-    let name = args.cgroup.clone().unwrap_or_else(|| format!("kmem-trace-run-{}", std::process::id()));
+    let name = args
+        .cgroup
+        .clone()
+        .unwrap_or_else(|| format!("kmem-trace-run-{}", std::process::id()));
     let cgroup = Made::new(&mount, &name)?;
     let target = cgroupfs::resolve(&mount, &name)?;
     let mut trace = Trace::start(&mount, vec![target], &args.common).await?;
@@ -55,7 +62,10 @@ pub async fn main(args: RunArgs) -> Result<Ended> {
         // Ended by a signal or the deadline: the command goes with the trace.
         None => {
             if let Some(pid) = pid.and_then(|pid| i32::try_from(pid).ok()) {
-                let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGTERM);
+                let _ = nix::sys::signal::kill(
+                    nix::unistd::Pid::from_raw(pid),
+                    nix::sys::signal::Signal::SIGTERM,
+                );
             }
             match tokio::time::timeout(Duration::from_secs(5), child.wait()).await {
                 Ok(status) => status?,
@@ -75,7 +85,10 @@ fn spawn(dir: &Path, args: &RunArgs) -> Result<tokio::process::Child> {
     let (program, rest) = args.command.split_first().context("no command")?;
     let procs = CString::new(dir.join("cgroup.procs").as_os_str().as_bytes())?;
     let mut command = Command::new(program);
-    command.args(rest).stdin(Stdio::inherit()).kill_on_drop(true);
+    command
+        .args(rest)
+        .stdin(Stdio::inherit())
+        .kill_on_drop(true);
     // SAFETY: only async-signal-safe calls between fork and exec.
     unsafe {
         command.pre_exec(move || {
@@ -84,12 +97,18 @@ fn spawn(dir: &Path, args: &RunArgs) -> Result<tokio::process::Child> {
                 return Err(std::io::Error::last_os_error());
             }
             let written = libc::write(file, c"0".as_ptr().cast(), 1);
-            let result = if written == 1 { Ok(()) } else { Err(std::io::Error::last_os_error()) };
+            let result = if written == 1 {
+                Ok(())
+            } else {
+                Err(std::io::Error::last_os_error())
+            };
             libc::close(file);
             result
         });
     }
-    command.spawn().with_context(|| format!("cannot start {}", program.display()))
+    command
+        .spawn()
+        .with_context(|| format!("cannot start {}", program.display()))
 }
 
 /// A cgroup that we made, and remove.
@@ -102,9 +121,13 @@ struct Made {
 impl Made {
     fn new(mount: &MemoryMount, name: &str) -> Result<Self> {
         let relative = Path::new(name.trim_start_matches('/'));
-        let plain = relative.components().all(|part| matches!(part, std::path::Component::Normal(_)));
+        let plain = relative
+            .components()
+            .all(|part| matches!(part, std::path::Component::Normal(_)));
         if relative.as_os_str().is_empty() || !plain {
-            bail!("cannot make a cgroup called \"{name}\": give a path below the hierarchy's root, without \"..\"");
+            bail!(
+                "cannot make a cgroup called \"{name}\": give a path below the hierarchy's root, without \"..\""
+            );
         }
         let mut dir = mount.mount_point.clone();
         let mut made = Vec::new();

@@ -84,12 +84,17 @@ pub struct Plan {
 
 impl Plan {
     pub fn role(&self, name: &str) -> Option<&Resolved> {
-        self.roles.iter().find(|resolved| resolved.role.name == name)
+        self.roles
+            .iter()
+            .find(|resolved| resolved.role.name == name)
     }
 
     /// Whether the ledger has something to go by.
     pub fn has_ledger(&self) -> bool {
-        self.exact || self.role("memcg.state").is_some_and(|resolved| resolved.choice.is_some())
+        self.exact
+            || self
+                .role("memcg.state")
+                .is_some_and(|resolved| resolved.choice.is_some())
     }
 
     /// The roles a run attaches: all that are on by default and those of `requested`. Items of
@@ -112,7 +117,10 @@ impl Plan {
     }
 
     pub fn rows(&self) -> Vec<Row> {
-        self.roles.iter().map(|resolved| resolved.row(self.is_default(resolved))).collect()
+        self.roles
+            .iter()
+            .map(|resolved| resolved.row(self.is_default(resolved)))
+            .collect()
     }
 
     /// The mechanisms in use, for the headline.
@@ -133,8 +141,10 @@ impl Plan {
 pub fn resolve(facts: &Facts<'_>) -> Plan {
     let Layout { mut config, unmet } = layout::resolve(&facts.sources);
     config.can_read = u32::from(facts.allowed.reads.is_ok());
-    let roles: Vec<_> =
-        ROLES.iter().map(|role| choose(role, facts, &unmet, &mut config)).collect();
+    let roles: Vec<_> = ROLES
+        .iter()
+        .map(|role| choose(role, facts, &unmet, &mut config))
+        .collect();
     if roles.iter().any(|resolved| {
         resolved.role.name.starts_with("slab.")
             && matches!(resolved.choice, Some((_, it)) if it.mechanism == Mechanism::Tracepoint)
@@ -142,12 +152,23 @@ pub fn resolve(facts: &Facts<'_>) -> Plan {
         layout::slab_records(facts.sources.formats, &mut config);
     }
     let exact = ["counter.charge", "counter.uncharge"].iter().all(|name| {
-        roles.iter().any(|resolved| resolved.role.name == *name && resolved.choice.is_some())
+        roles
+            .iter()
+            .any(|resolved| resolved.role.name == *name && resolved.choice.is_some())
     });
-    Plan { roles, config, exact }
+    Plan {
+        roles,
+        config,
+        exact,
+    }
 }
 
-fn choose(role: &'static Role, facts: &Facts<'_>, unmet: &HashMap<Need, String>, config: &mut Config) -> Resolved {
+fn choose(
+    role: &'static Role,
+    facts: &Facts<'_>,
+    unmet: &HashMap<Need, String>,
+    config: &mut Config,
+) -> Resolved {
     let mut reasons: Vec<String> = Vec::new();
     for (index, candidate) in order(role, facts.attach) {
         match fits(role, index, candidate, facts, unmet, config) {
@@ -155,10 +176,22 @@ fn choose(role: &'static Role, facts: &Facts<'_>, unmet: &HashMap<Need, String>,
                 // Of what was passed over, only refusals by the kernel matter to the reader; that
                 // an older kernel's symbol is absent does not.
                 let mut why = candidate.remark.to_owned();
-                if let Some(better) = reasons.iter().find(|reason| !reason.starts_with("no symbol")) {
-                    why = if why.is_empty() { better.clone() } else { format!("{why}; {better}") };
+                if let Some(better) = reasons
+                    .iter()
+                    .find(|reason| !reason.starts_with("no symbol"))
+                {
+                    why = if why.is_empty() {
+                        better.clone()
+                    } else {
+                        format!("{why}; {better}")
+                    };
                 }
-                return Resolved { role, choice: Some((index, candidate)), status: candidate.gives, why };
+                return Resolved {
+                    role,
+                    choice: Some((index, candidate)),
+                    status: candidate.gives,
+                    why,
+                };
             }
             Err(reason) => {
                 if !reasons.contains(&reason) {
@@ -167,8 +200,16 @@ fn choose(role: &'static Role, facts: &Facts<'_>, unmet: &HashMap<Need, String>,
             }
         }
     }
-    let first = reasons.into_iter().next().unwrap_or_else(|| "nothing in the table fits".to_owned());
-    Resolved { role, choice: None, status: Status::Missing, why: format!("{first}; {}", role.without) }
+    let first = reasons
+        .into_iter()
+        .next()
+        .unwrap_or_else(|| "nothing in the table fits".to_owned());
+    Resolved {
+        role,
+        choice: None,
+        status: Status::Missing,
+        why: format!("{first}; {}", role.without),
+    }
 }
 
 /// The candidates in the order in which `--attach` wants them tried.
@@ -182,12 +223,19 @@ fn order(role: &'static Role, attach: AttachMode) -> Vec<(usize, &'static Candid
     };
     // A role that has no candidate of the forced kind is served by tracepoints: they are all that
     // some roles have. Only `--attach tracepoint` may leave a role unserved.
-    let has_forced = role.candidates.iter().any(|candidate| candidate.mechanism == forced);
+    let has_forced = role
+        .candidates
+        .iter()
+        .any(|candidate| candidate.mechanism == forced);
     all.filter(|(_, candidate)| {
         candidate.mechanism == forced
+            || (forced == Mechanism::Tracepoint && candidate.mechanism == Mechanism::BtfTracepoint)
             || (!has_forced
                 && forced != Mechanism::Tracepoint
-                && matches!(candidate.mechanism, Mechanism::Tracepoint | Mechanism::RawTracepoint))
+                && matches!(
+                    candidate.mechanism,
+                    Mechanism::Tracepoint | Mechanism::RawTracepoint
+                ))
     })
     .collect()
 }
@@ -229,19 +277,42 @@ fn fits(
 fn present(symbol: &str, place: Place, facts: &Facts<'_>) -> Result<(), String> {
     match place {
         Place::Tracepoint(category) => {
-            let found = facts.sources.formats.keys().any(|key| *key == (category, symbol));
-            found.then_some(()).ok_or_else(|| format!("this kernel has no tracepoint {category}:{symbol}"))
+            let found = facts
+                .sources
+                .formats
+                .keys()
+                .any(|key| *key == (category, symbol));
+            found
+                .then_some(())
+                .ok_or_else(|| format!("this kernel has no tracepoint {category}:{symbol}"))
+        }
+        Place::BtfTracepoint(category) => {
+            // What `bpf_raw_tracepoint_open` looks for in the type information.
+            let known = facts
+                .sources
+                .btf
+                .is_ok_and(|btf| btf.has_function(&format!("__traceiter_{symbol}")));
+            known
+                .then_some(())
+                .ok_or_else(|| format!("this kernel has no tracepoint {category}:{symbol}"))
         }
         Place::RawTracepoint => {
-            let known = facts.sources.symbols.contains(&format!("__tracepoint_{symbol}"))
+            let known = facts
+                .sources
+                .symbols
+                .contains(&format!("__tracepoint_{symbol}"))
                 || facts.sources.formats.keys().any(|key| key.1 == symbol);
-            known.then_some(()).ok_or_else(|| format!("this kernel has no tracepoint {symbol}"))
+            known
+                .then_some(())
+                .ok_or_else(|| format!("this kernel has no tracepoint {symbol}"))
         }
         Place::Kprobe | Place::Kretprobe | Place::Fentry | Place::Fexit => {
             if !facts.sources.symbols.contains(symbol) {
                 let twins = facts.sources.symbols.twins(symbol);
                 return Err(match twins.first() {
-                    Some(twin) => format!("no symbol {symbol}, only {twin}: the compiler took it apart"),
+                    Some(twin) => {
+                        format!("no symbol {symbol}, only {twin}: the compiler took it apart")
+                    }
                     None => format!("no symbol {symbol}"),
                 });
             }
@@ -265,7 +336,9 @@ fn symbols_of(candidate: &Candidate) -> String {
     let mut names: Vec<String> = Vec::new();
     for hook in candidate.hooks {
         let name = match hook.place {
-            Place::Tracepoint(category) => format!("{category}:{}", hook.symbol),
+            Place::Tracepoint(category) | Place::BtfTracepoint(category) => {
+                format!("{category}:{}", hook.symbol)
+            }
             _ => hook.symbol.to_owned(),
         };
         if !names.contains(&name) {
@@ -278,9 +351,13 @@ fn symbols_of(candidate: &Candidate) -> String {
 /// Every kernel symbol the table names, and those the layout needs: what to look for in kallsyms.
 pub fn symbols_wanted() -> Vec<String> {
     let mut wanted = vec!["memory_cgrp_subsys".to_owned()];
-    for hook in ROLES.iter().flat_map(|role| role.candidates).flat_map(|it| it.hooks) {
+    for hook in ROLES
+        .iter()
+        .flat_map(|role| role.candidates)
+        .flat_map(|it| it.hooks)
+    {
         let name = match hook.place {
-            Place::Tracepoint(_) => continue,
+            Place::Tracepoint(_) | Place::BtfTracepoint(_) => continue,
             Place::RawTracepoint => format!("__tracepoint_{}", hook.symbol),
             _ => hook.symbol.to_owned(),
         };
@@ -294,7 +371,11 @@ pub fn symbols_wanted() -> Vec<String> {
 /// Every classic tracepoint the table names, the slab ones included.
 pub fn tracepoints_wanted() -> Vec<(&'static str, &'static str)> {
     let mut wanted = Vec::new();
-    for hook in ROLES.iter().flat_map(|role| role.candidates).flat_map(|it| it.hooks) {
+    for hook in ROLES
+        .iter()
+        .flat_map(|role| role.candidates)
+        .flat_map(|it| it.hooks)
+    {
         if let Place::Tracepoint(category) = hook.place
             && !wanted.contains(&(category, hook.symbol))
         {
