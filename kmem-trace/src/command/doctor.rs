@@ -9,10 +9,11 @@ use anyhow::Result;
 
 use super::{
     cli::{DoctorArgs, Format},
+    session::{Request, attaching},
     trace::struck,
 };
 use crate::{
-    hooks::inspect::Inspection,
+    hooks::{attach::Sizes, inspect::Inspection, plan::Plan, table::ROLES},
     kernel::{
         cgroupfs::{Hierarchy, MemoryMount},
         proc,
@@ -33,12 +34,7 @@ pub fn main(args: &DoctorArgs) -> Result<()> {
     let hierarchy = mount
         .as_ref()
         .map_or(Hierarchy::V2, |mount| mount.hierarchy);
-    let plan = inspection.plan(
-        hierarchy,
-        args.attach,
-        &struck(&args.strike)?,
-        &HashMap::new(),
-    );
+    let plan = tried(&inspection, hierarchy, args)?;
     let rows = plan.rows();
     let kernel = proc::release();
     let version = match hierarchy {
@@ -104,4 +100,30 @@ pub fn main(args: &DoctorArgs) -> Result<()> {
     writeln!(out, "ledger          {mode}\n")?;
     table::plan(&mut out, &rows)?;
     Ok(())
+}
+
+/// The plan as it comes out when it is really attached, for a moment and to nobody's cgroup; where
+/// nothing may be attached, the plan as it looks from here.
+fn tried(inspection: &Inspection, hierarchy: Hierarchy, args: &DoctorArgs) -> Result<Plan> {
+    let strike = struck(&args.strike)?;
+    if inspection.allowed.bpf.is_err() {
+        return Ok(inspection.plan(hierarchy, args.attach, &strike, &HashMap::new()));
+    }
+    let request = Request {
+        targets: Vec::new(),
+        hierarchy,
+        attach: args.attach,
+        btf: args.btf.clone(),
+        roles: ROLES.iter().map(|role| role.name.to_owned()).collect(),
+        sizes: Sizes {
+            ring_bytes: 4096,
+            cgroups: 1,
+        },
+        depth: 0,
+        log_level: 0,
+        strike,
+    };
+    attaching::raise_memlock();
+    let (plan, _) = attaching::attach_best(inspection, &request)?;
+    Ok(plan)
 }

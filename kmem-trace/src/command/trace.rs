@@ -296,7 +296,15 @@ impl<'a> Trace<'a> {
     }
 
     async fn sum_up(&mut self) -> Result<()> {
-        self.print_reports()?;
+        // A person has just seen a report that is as good as the last one.
+        let seen = self.common.format == Format::Table
+            && self.last.first().is_some_and(|last| {
+                let age = self.session.elapsed().as_secs_f64() - last.elapsed_s;
+                age < self.common.interval.as_secs_f64() / 4.0
+            });
+        if !seen {
+            self.print_reports()?;
+        }
         let own = self.session.own_cost();
         self.session.detach().await;
         self.drain()?;

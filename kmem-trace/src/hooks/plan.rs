@@ -163,47 +163,60 @@ pub fn resolve(facts: &Facts<'_>) -> Plan {
     }
 }
 
+/// Why a candidate was passed over.
+enum Passed {
+    /// For the other cgroup version: no reason that anybody asked for.
+    OtherHierarchy(String),
+    /// An older or newer kernel's symbol.
+    Absent(String),
+    /// The kernel, or what is known of it, does not allow it.
+    Refused(String),
+}
+
+impl Passed {
+    fn text(&self) -> &str {
+        match self {
+            Self::OtherHierarchy(text) | Self::Absent(text) | Self::Refused(text) => text,
+        }
+    }
+}
+
 fn choose(
     role: &'static Role,
     facts: &Facts<'_>,
     unmet: &HashMap<Need, String>,
     config: &mut Config,
 ) -> Resolved {
-    let mut reasons: Vec<String> = Vec::new();
+    let mut passed = Vec::new();
     for (index, candidate) in order(role, facts.attach) {
         match fits(role, index, candidate, facts, unmet, config) {
             Ok(()) => {
-                // Of what was passed over, only refusals by the kernel matter to the reader; that
-                // an older kernel's symbol is absent does not.
-                let mut why = candidate.remark.to_owned();
-                if let Some(better) = reasons
-                    .iter()
-                    .find(|reason| !reason.starts_with("no symbol"))
-                {
-                    why = if why.is_empty() {
-                        better.clone()
-                    } else {
-                        format!("{why}; {better}")
-                    };
-                }
+                let refused = passed.iter().find_map(|reason| match reason {
+                    Passed::Refused(text) => Some(text.as_str()),
+                    _ => None,
+                });
+                let remark = (!candidate.remark.is_empty()).then_some(candidate.remark);
+                let why: Vec<&str> = remark.into_iter().chain(refused).collect();
                 return Resolved {
                     role,
                     choice: Some((index, candidate)),
                     status: candidate.gives,
-                    why,
+                    why: why.join("; "),
                 };
             }
-            Err(reason) => {
-                if !reasons.contains(&reason) {
-                    reasons.push(reason);
-                }
-            }
+            Err(reason) => passed.push(reason),
         }
     }
-    let first = reasons
-        .into_iter()
-        .next()
-        .unwrap_or_else(|| "nothing in the table fits".to_owned());
+    // The most telling reason: a refusal before an absence before the other hierarchy.
+    let rank = |reason: &&Passed| match reason {
+        Passed::Refused(_) => 0,
+        Passed::Absent(_) => 1,
+        Passed::OtherHierarchy(_) => 2,
+    };
+    let first = passed
+        .iter()
+        .min_by_key(rank)
+        .map_or("nothing in the table fits", Passed::text);
     Resolved {
         role,
         choice: None,
@@ -247,84 +260,84 @@ fn fits(
     facts: &Facts<'_>,
     unmet: &HashMap<Need, String>,
     config: &mut Config,
-) -> Result<(), String> {
+) -> Result<(), Passed> {
     if facts.struck.contains(&(role.name, index)) {
-        let why = facts.struck_why.get(&(role.name, index));
-        return Err(why.cloned().unwrap_or_else(|| "struck out".to_owned()));
+        let why = facts.struck_why.get(&(role.name, index)).cloned();
+        return Err(Passed::Refused(
+            why.unwrap_or_else(|| "struck out".to_owned()),
+        ));
     }
-    for need in candidate.needs {
-        if matches!(need, Need::V1 | Need::V2)
-            && let Some(why) = unmet.get(need)
+    for need in [Need::V1, Need::V2] {
+        if candidate.needs.contains(&need)
+            && let Some(why) = unmet.get(&need)
         {
-            return Err(why.clone());
+            return Err(Passed::OtherHierarchy(why.clone()));
         }
     }
-    facts.allowed.mechanism(candidate.mechanism).clone()?;
+    let verdict = facts.allowed.mechanism(candidate.mechanism);
+    verdict.clone().map_err(Passed::Refused)?;
     for hook in candidate.hooks {
         present(hook.symbol, hook.place, facts)?;
     }
     for need in candidate.needs {
         if *need == Need::UserChargeArguments {
             let symbol = candidate.hooks.first().map_or("", |hook| hook.symbol);
-            layout::user_charge(facts.sources.btf, symbol, config)?;
+            layout::user_charge(facts.sources.btf, symbol, config).map_err(Passed::Refused)?;
         } else if let Some(why) = unmet.get(need) {
-            return Err(why.clone());
+            return Err(Passed::Refused(why.clone()));
         }
     }
     Ok(())
 }
 
-fn present(symbol: &str, place: Place, facts: &Facts<'_>) -> Result<(), String> {
+/// Whether this kernel has what a hook goes on.
+fn present(symbol: &str, place: Place, facts: &Facts<'_>) -> Result<(), Passed> {
+    let there = |yes: bool, category: &str| {
+        let name = if category.is_empty() {
+            symbol.to_owned()
+        } else {
+            format!("{category}:{symbol}")
+        };
+        yes.then_some(())
+            .ok_or_else(|| Passed::Absent(format!("this kernel has no tracepoint {name}")))
+    };
+    let btf_has = |name: &str| facts.sources.btf.is_ok_and(|btf| btf.has_function(name));
     match place {
-        Place::Tracepoint(category) => {
-            let found = facts
-                .sources
-                .formats
-                .keys()
-                .any(|key| *key == (category, symbol));
-            found
-                .then_some(())
-                .ok_or_else(|| format!("this kernel has no tracepoint {category}:{symbol}"))
-        }
+        Place::Tracepoint(category) => there(
+            facts.sources.formats.contains_key(&(category, symbol)),
+            category,
+        ),
+        // `__traceiter_NAME` is what type information has of a tracepoint.
         Place::BtfTracepoint(category) => {
-            // What `bpf_raw_tracepoint_open` looks for in the type information.
-            let known = facts
-                .sources
-                .btf
-                .is_ok_and(|btf| btf.has_function(&format!("__traceiter_{symbol}")));
-            known
-                .then_some(())
-                .ok_or_else(|| format!("this kernel has no tracepoint {category}:{symbol}"))
+            there(btf_has(&format!("__traceiter_{symbol}")), category)
         }
-        Place::RawTracepoint => {
-            let known = facts
+        Place::RawTracepoint => there(
+            facts
                 .sources
                 .symbols
-                .contains(&format!("__tracepoint_{symbol}"))
-                || facts.sources.formats.keys().any(|key| key.1 == symbol);
-            known
-                .then_some(())
-                .ok_or_else(|| format!("this kernel has no tracepoint {symbol}"))
-        }
+                .contains(&format!("__traceiter_{symbol}"))
+                || facts.sources.formats.keys().any(|key| key.1 == symbol),
+            "",
+        ),
         Place::Kprobe | Place::Kretprobe | Place::Fentry | Place::Fexit => {
             if !facts.sources.symbols.contains(symbol) {
                 let twins = facts.sources.symbols.twins(symbol);
                 return Err(match twins.first() {
-                    Some(twin) => {
-                        format!("no symbol {symbol}, only {twin}: the compiler took it apart")
-                    }
-                    None => format!("no symbol {symbol}"),
+                    Some(twin) => Passed::Refused(format!(
+                        "no symbol {symbol}, only {twin}: the compiler took it apart"
+                    )),
+                    None => Passed::Absent(format!("no symbol {symbol}")),
                 });
             }
-            let traceable = facts.traceable.is_none_or(|list| list.contains(symbol));
-            if !traceable {
-                return Err(format!("{symbol} is not in available_filter_functions"));
+            if facts.traceable.is_some_and(|list| !list.contains(symbol)) {
+                return Err(Passed::Refused(format!(
+                    "{symbol} is not in available_filter_functions"
+                )));
             }
-            if matches!(place, Place::Fentry | Place::Fexit) {
-                let known = facts.sources.btf.is_ok_and(|btf| btf.has_function(symbol));
-                return known
-                    .then_some(())
-                    .ok_or_else(|| format!("type information has no function {symbol}"));
+            if matches!(place, Place::Fentry | Place::Fexit) && !btf_has(symbol) {
+                return Err(Passed::Refused(format!(
+                    "type information has no function {symbol}"
+                )));
             }
             Ok(())
         }
@@ -358,7 +371,7 @@ pub fn symbols_wanted() -> Vec<String> {
     {
         let name = match hook.place {
             Place::Tracepoint(_) | Place::BtfTracepoint(_) => continue,
-            Place::RawTracepoint => format!("__tracepoint_{}", hook.symbol),
+            Place::RawTracepoint => format!("__traceiter_{}", hook.symbol),
             _ => hook.symbol.to_owned(),
         };
         if !wanted.contains(&name) {

@@ -19,7 +19,7 @@ use crate::{
 
 /// Attaches the best plan that the kernel takes: a candidate that it refuses is struck out, with
 /// its words as the reason, and the next one tried.
-pub(super) fn attach_best(inspection: &Inspection, request: &Request) -> Result<(Plan, Attached)> {
+pub fn attach_best(inspection: &Inspection, request: &Request) -> Result<(Plan, Attached)> {
     let aya_btf = match &request.btf {
         Some(file) => Some(
             Btf::parse_file(file, aya::Endianness::default()).map_err(|error| {
@@ -36,19 +36,6 @@ pub(super) fn attach_best(inspection: &Inspection, request: &Request) -> Result<
     let mut struck_why = HashMap::new();
     loop {
         let plan = inspection.plan(request.hierarchy, request.attach, &struck, &struck_why);
-        if !plan.has_ledger() {
-            let why = plan
-                .role("counter.charge")
-                .map(|role| role.why.clone())
-                .unwrap_or_default();
-            let also = plan
-                .role("memcg.state")
-                .map(|role| role.why.clone())
-                .unwrap_or_default();
-            bail!(
-                "no ledger on this kernel: {why}; nor by memory.stat items: {also}; `kmem-trace doctor` shows the whole plan"
-            );
-        }
         let config = constants(&plan, request)?;
         match attach(
             &plan,
@@ -70,6 +57,24 @@ pub(super) fn attach_best(inspection: &Inspection, request: &Request) -> Result<
             Err(AttachError::Other(error)) => return Err(error),
         }
     }
+}
+
+/// # Errors
+/// Where the plan has nothing that a ledger could go by: one line that says why not.
+pub(super) fn require_ledger(plan: &Plan) -> Result<()> {
+    if plan.has_ledger() {
+        return Ok(());
+    }
+    let why = |role| {
+        plan.role(role)
+            .map(|found| found.why.clone())
+            .unwrap_or_default()
+    };
+    bail!(
+        "no ledger on this kernel: {}; {}; `kmem-trace doctor` shows the whole plan",
+        why("counter.charge"),
+        why("memcg.state")
+    );
 }
 
 /// The plan's constants with this run's roots and switches.
@@ -105,7 +110,7 @@ fn constants(plan: &Plan, request: &Request) -> Result<Config> {
 
 /// Before 5.11 maps are charged to RLIMIT_MEMLOCK. Where it cannot be raised, the kernel's refusal
 /// of a map says so later.
-pub(super) fn raise_memlock() {
+pub fn raise_memlock() {
     use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
     if let Err(error) = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY) {
         log::debug!("RLIMIT_MEMLOCK cannot be raised: {error}");

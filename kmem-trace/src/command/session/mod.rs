@@ -6,7 +6,7 @@
 //! - [`reporting`]: readings → reports.
 //! - [`losses`]: what is in no total, and what this kernel cannot say.
 
-mod attaching;
+pub mod attaching;
 mod losses;
 mod reading;
 mod reporting;
@@ -93,6 +93,7 @@ impl Session {
         }
         attaching::raise_memlock();
         let (plan, attached) = attaching::attach_best(&inspection, &request)?;
+        attaching::require_ledger(&plan)?;
         tokio::time::sleep(SETTLE).await;
         let page_bytes = reading::page_bytes();
         let mut session = Self {
