@@ -25,6 +25,8 @@ pub struct Cli {
 pub enum Command {
     /// Make a cgroup, run a command in it, trace until it ends, pass its exit code on.
     Run(RunArgs),
+    /// The built-in experiment: groups of loopback TCP connections in cgroups of their own, traced.
+    Demo(DemoArgs),
     /// What this kernel allows: role by role, exact, bounded or missing, and why.
     Doctor(DoctorArgs),
 }
@@ -108,6 +110,27 @@ pub struct RunArgs {
     /// The command and its arguments.
     #[arg(last = true, required = true, value_name = "CMD")]
     pub command: Vec<OsString>,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct DemoArgs {
+    /// How many groups, each a cgroup with a network namespace, servers and clients.
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub groups: u32,
+    /// TCP connections of each group.
+    #[arg(long, value_name = "M", default_value_t = 2000, value_parser = clap::value_parser!(u64).range(1..=10_000_000))]
+    pub connections: u64,
+    /// The cgroup to make above the groups; removed again afterwards.
+    #[arg(short, long = "cgroup", value_name = "NAME", default_value = "test-docker-memory")]
+    pub cgroup: String,
+    /// Leave the load standing until Ctrl-C.
+    #[arg(long)]
+    pub keep: bool,
+    /// The bare load, untraced (to compare with).
+    #[arg(long)]
+    pub no_trace: bool,
+    #[command(flatten)]
+    pub common: Common,
 }
 
 #[derive(Clone, Debug, Args)]

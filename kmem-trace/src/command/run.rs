@@ -2,18 +2,18 @@
 
 use std::{
     ffi::CString,
-    fs,
     os::unix::{ffi::OsStrExt as _, process::ExitStatusExt as _},
-    path::{Path, PathBuf},
+    path::Path,
     process::{ExitStatus, Stdio},
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use tokio::process::Command;
 
 use super::{
     cli::RunArgs,
+    made::Made,
     trace::{Outcome, Trace},
 };
 use crate::kernel::cgroupfs::{self, MemoryMount};
@@ -109,67 +109,4 @@ fn spawn(dir: &Path, args: &RunArgs) -> Result<tokio::process::Child> {
     command
         .spawn()
         .with_context(|| format!("cannot start {}", program.display()))
-}
-
-/// A cgroup that we made, and remove.
-struct Made {
-    dir: PathBuf,
-    /// Directories made on the way, lowest last.
-    made: Vec<PathBuf>,
-}
-
-impl Made {
-    fn new(mount: &MemoryMount, name: &str) -> Result<Self> {
-        let relative = Path::new(name.trim_start_matches('/'));
-        let plain = relative
-            .components()
-            .all(|part| matches!(part, std::path::Component::Normal(_)));
-        if relative.as_os_str().is_empty() || !plain {
-            bail!(
-                "cannot make a cgroup called \"{name}\": give a path below the hierarchy's root, without \"..\""
-            );
-        }
-        let mut dir = mount.mount_point.clone();
-        let mut made = Vec::new();
-        for part in relative.components() {
-            dir.push(part);
-            match fs::create_dir(&dir) {
-                Ok(()) => made.push(dir.clone()),
-                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
-                Err(error) => {
-                    return Err(error).with_context(|| {
-                        format!("cannot make the cgroup {}; run as root", dir.display())
-                    });
-                }
-            }
-        }
-        Ok(Self { dir, made })
-    }
-
-    /// Removes what was made; the kernel may need a moment after the last task left.
-    async fn remove(mut self) {
-        for dir in std::mem::take(&mut self.made).into_iter().rev() {
-            for _ in 0..50 {
-                match fs::remove_dir(&dir) {
-                    Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
-                        tokio::time::sleep(Duration::from_millis(20)).await;
-                    }
-                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => break,
-                    Err(error) => {
-                        log::warn!("{} stays behind: {error}", dir.display());
-                        break;
-                    }
-                    Ok(()) => break,
-                }
-            }
-        }
-    }
-}
-
-impl Drop for Made {
-    fn drop(&mut self) {
-        for dir in self.made.iter().rev() {
-            let _ = fs::remove_dir(dir);
-        }
-    }
 }

@@ -81,6 +81,8 @@ pub struct Trace<'a> {
     first_event_ns: Option<u64>,
     worst: Outcome,
     last: Vec<Report>,
+    /// No reports until the end.
+    quiet: bool,
     /// The reader of our output is gone: finish without a word.
     closed: bool,
 }
@@ -137,10 +139,16 @@ impl<'a> Trace<'a> {
             first_event_ns: None,
             worst: Outcome::Explained,
             last: Vec::new(),
+            quiet: false,
             closed: false,
         };
         trace.print_plan()?;
         Ok(trace)
+    }
+
+    /// Prints no report before the last.
+    pub fn quiet(&mut self) {
+        self.quiet = true;
     }
 
     /// Runs until `end`, the deadline or a signal, whichever comes first; then sums up.
@@ -234,7 +242,7 @@ impl<'a> Trace<'a> {
                 self.worst = Outcome::Beyond;
             }
         }
-        if self.events.is_none() {
+        if self.events.is_none() && !self.quiet {
             for report in &reports {
                 match self.common.format {
                     Format::Json => self.line(&Line::Report(report))?,
@@ -296,8 +304,10 @@ impl<'a> Trace<'a> {
     }
 
     async fn sum_up(&mut self) -> Result<()> {
+        let seen_nothing = std::mem::take(&mut self.quiet);
         // A person has just seen a report that is as good as the last one.
-        let seen = self.common.format == Format::Table
+        let seen = !seen_nothing
+            && self.common.format == Format::Table
             && self.last.first().is_some_and(|last| {
                 let age = self.session.elapsed().as_secs_f64() - last.elapsed_s;
                 age < self.common.interval.as_secs_f64() / 4.0
