@@ -1,3 +1,12 @@
 //! Arguments in, exit code out.
 
-fn main() {}
+use std::process::ExitCode;
+
+use kmem_trace::workload::worker;
+
+fn main() -> ExitCode {
+    if worker::is_worker_invocation() {
+        return worker::main();
+    }
+    ExitCode::SUCCESS
+}
