@@ -131,7 +131,7 @@ async fn stand(running: &mut Running, args: &DemoArgs, mount: &MemoryMount, targ
     loop {
         let progress = running.progress()?;
         bar.set_position(progress.connections);
-        if running.is_ready() {
+        if progress.is_ready() {
             break;
         }
         if begun.elapsed() > patience {
