@@ -121,7 +121,12 @@ pub struct DemoArgs {
     #[arg(long, value_name = "M", default_value_t = 2000, value_parser = clap::value_parser!(u64).range(1..=10_000_000))]
     pub connections: u64,
     /// The cgroup to make above the groups; removed again afterwards.
-    #[arg(short, long = "cgroup", value_name = "NAME", default_value = "test-docker-memory")]
+    #[arg(
+        short,
+        long = "cgroup",
+        value_name = "NAME",
+        default_value = "test-docker-memory"
+    )]
     pub cgroup: String,
     /// Leave the load standing until Ctrl-C.
     #[arg(long)]

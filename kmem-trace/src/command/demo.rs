@@ -123,7 +123,12 @@ async fn untraced(
 }
 
 /// Waits until the load stands and the figures have settled.
-async fn stand(running: &mut Running, args: &DemoArgs, mount: &MemoryMount, target: &CgroupDir) -> Result<()> {
+async fn stand(
+    running: &mut Running,
+    args: &DemoArgs,
+    mount: &MemoryMount,
+    target: &CgroupDir,
+) -> Result<()> {
     let total = running.progress()?.connections_total;
     let bar = bar(total, args);
     let patience = PATIENCE + Duration::from_millis(total / 2);
@@ -166,7 +171,9 @@ fn bar(total: u64, args: &DemoArgs) -> ProgressBar {
         return ProgressBar::hidden();
     }
     let bar = ProgressBar::new(total);
-    if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len} connections {msg} {elapsed}") {
+    if let Ok(style) =
+        ProgressStyle::with_template("{bar:30} {pos}/{len} connections {msg} {elapsed}")
+    {
         bar.set_style(style);
     }
     bar
@@ -209,7 +216,10 @@ fn figures(mount: &MemoryMount, target: &CgroupDir) -> Result<Figures> {
 fn finish(args: &DemoArgs, plan: &workload::Plan, before: Figures, after: Figures) -> Result<()> {
     let grown = |before: u64, after: u64| after.cast_signed() - before.cast_signed();
     let slab = grown(before.node_slab, after.node_slab);
-    let kmem = before.kmem.zip(after.kmem).map(|(before, after)| grown(before, after));
+    let kmem = before
+        .kmem
+        .zip(after.kmem)
+        .map(|(before, after)| grown(before, after));
     let missing = kmem.map(|kmem| slab - kmem);
     let mut out = io::stdout().lock();
     if args.common.format == Format::Json {
@@ -235,13 +245,30 @@ fn finish(args: &DemoArgs, plan: &workload::Plan, before: Figures, after: Figure
         "{} groups × {} TCP connections in {}",
         plan.groups, plan.connections, args.cgroup
     )?;
-    writeln!(out, "{:<34}{:>14}{:>14}{:>14}", "", "before", "after", "change")?;
+    writeln!(
+        out,
+        "{:<34}{:>14}{:>14}{:>14}",
+        "", "before", "after", "change"
+    )?;
     let mut line = |name: &str, before: u64, after: u64| {
         let change = signed(grown(before, after));
-        writeln!(out, "{name:<34}{:>14}{:>14}{change:>14}", human(before), human(after))
+        writeln!(
+            out,
+            "{name:<34}{:>14}{:>14}{change:>14}",
+            human(before),
+            human(after)
+        )
     };
-    line("node: AnonPages (/proc/meminfo)", before.node_anon, after.node_anon)?;
-    line("node: Slab (/proc/meminfo)", before.node_slab, after.node_slab)?;
+    line(
+        "node: AnonPages (/proc/meminfo)",
+        before.node_anon,
+        after.node_anon,
+    )?;
+    line(
+        "node: Slab (/proc/meminfo)",
+        before.node_slab,
+        after.node_slab,
+    )?;
     line("cgroup: usage", before.usage, after.usage)?;
     if let (Some(before), Some(after)) = (before.anon, after.anon) {
         line("cgroup: anonymous memory (rss)", before, after)?;

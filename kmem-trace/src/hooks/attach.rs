@@ -40,8 +40,8 @@ pub struct Attached {
     pub tally: PerCpuArray<MapData, u64>,
     /// Taken by the stream.
     pub ring: Option<RingBuf<MapData>>,
-    /// Names of the programs that were attached.
-    pub programs: Vec<String>,
+    /// What was attached: role and program.
+    pub programs: Vec<(&'static str, &'static str)>,
     /// Kept over [`Self::detach`].
     last_skipped: u64,
 }
@@ -108,8 +108,8 @@ pub fn attach(
                     ),
                 })
             })?;
-            if !programs.iter().any(|name| name == hook.program) {
-                programs.push(hook.program.to_owned());
+            if !programs.contains(&(resolved.role.name, hook.program)) {
+                programs.push((resolved.role.name, hook.program));
             }
         }
     }
@@ -151,10 +151,20 @@ impl Attached {
         found
     }
 
-    /// Runs that the kernel skipped, over all programs, as far as it counts them.
+    /// Runs that the kernel skipped of the ledger's programs, as far as it counts them.
     pub fn skipped(&self) -> u64 {
-        self.last_skipped
-            .max(self.stats().iter().map(|(_, stats)| stats.skipped).sum())
+        let ledger = |name: &str| {
+            self.programs.iter().any(|(role, program)| {
+                *program == name && (role.starts_with("counter.") || *role == "memcg.state")
+            })
+        };
+        let now = self
+            .stats()
+            .iter()
+            .filter(|(name, _)| ledger(name))
+            .map(|(_, it)| it.skipped)
+            .sum();
+        self.last_skipped.max(now)
     }
 
     /// Time in the programs (ns) and their runs; `None` while the kernel does not measure.

@@ -211,16 +211,8 @@ pub static ROLES: &[Role] = &[
         name: "memcg.state",
         purpose: "memory.stat items counted in pages: anon, file, kernel, sockets",
         candidates: &[
-            Candidate {
-                mechanism: M::Tracepoint,
-                hooks: hooks! {
-                    "tp_memcg_state" P::Tracepoint("memcg"), "mod_memcg_state";
-                    "tp_memcg_lruvec_state" P::Tracepoint("memcg"), "mod_memcg_lruvec_state";
-                },
-                needs: &[Need::StatItems],
-                gives: Status::Bounded,
-                remark: "does not see pages that wait in per-CPU stocks",
-            },
+            // First, because classic tracepoints are skipped while any other of them runs on the
+            // same CPU, and these events nest.
             Candidate {
                 mechanism: M::BtfTracepoint,
                 hooks: hooks! {
@@ -228,6 +220,16 @@ pub static ROLES: &[Role] = &[
                     "tb_memcg_lruvec_state" P::BtfTracepoint("memcg"), "mod_memcg_lruvec_state";
                 },
                 needs: &[Need::StatItems, Need::MemcgId],
+                gives: Status::Bounded,
+                remark: "does not see pages that wait in per-CPU stocks",
+            },
+            Candidate {
+                mechanism: M::Tracepoint,
+                hooks: hooks! {
+                    "tp_memcg_state" P::Tracepoint("memcg"), "mod_memcg_state";
+                    "tp_memcg_lruvec_state" P::Tracepoint("memcg"), "mod_memcg_lruvec_state";
+                },
+                needs: &[Need::StatItems],
                 gives: Status::Bounded,
                 remark: "does not see pages that wait in per-CPU stocks",
             },

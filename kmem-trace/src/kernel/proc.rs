@@ -13,5 +13,27 @@ pub fn release() -> String {
         .trim()
         .to_owned()
 }
-pub struct Meminfo { pub anon_bytes: u64, pub slab_bytes: u64 }
-pub fn meminfo() -> std::io::Result<Meminfo> { let t = std::fs::read_to_string("/proc/meminfo")?; let g = |k: &str| t.lines().find_map(|l| l.strip_prefix(k)?.trim().trim_end_matches(" kB").trim().parse::<u64>().ok()).unwrap_or(0) * 1024; Ok(Meminfo { anon_bytes: g("AnonPages:"), slab_bytes: g("Slab:") }) }
+pub struct Meminfo {
+    pub anon_bytes: u64,
+    pub slab_bytes: u64,
+}
+pub fn meminfo() -> std::io::Result<Meminfo> {
+    let t = std::fs::read_to_string("/proc/meminfo")?;
+    let g = |k: &str| {
+        t.lines()
+            .find_map(|l| {
+                l.strip_prefix(k)?
+                    .trim()
+                    .trim_end_matches(" kB")
+                    .trim()
+                    .parse::<u64>()
+                    .ok()
+            })
+            .unwrap_or(0)
+            * 1024
+    };
+    Ok(Meminfo {
+        anon_bytes: g("AnonPages:"),
+        slab_bytes: g("Slab:"),
+    })
+}
