@@ -1,7 +1,7 @@
 //! Load to look at: groups of processes with TCP connections, memory and page cache.
 //!
 //! Lives here: what a load needs ([`Plan`] against [`Limits`]), the cgroups it runs in, the
-//! processes that make and hold it ([`worker`]).
+//! processes that make and hold it ([`worker`]), and small loads for tests ([`churn`]).
 //! Does not live here: anything about BPF, tracing or kmem accounting.
 //!
 //! ```text
@@ -20,6 +20,7 @@
 //! A load lives as long as its [`Running`]. To leave it standing for a second terminal, the
 //! caller stays alive and keeps it.
 
+pub mod churn;
 mod error;
 mod groups;
 mod limits;

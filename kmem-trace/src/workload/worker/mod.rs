@@ -1,11 +1,13 @@
 //! The processes of a load: this program run again with a hidden first argument.
 //!
+//! `__worker supervise` holds a whole load (started by [`super::Workload`]); `__worker churn …`
+//! makes small loads in its own process (see [`super::churn`]). Lives here: telling such an
 //! invocation, and forking a child that dies with its parent and never returns.
 
-mod connections;
+pub(super) mod connections;
 mod keeper;
-mod memory;
-mod network;
+pub(super) mod memory;
+pub(super) mod network;
 mod supervisor;
 
 use std::{
@@ -25,6 +27,7 @@ use nix::{
 };
 
 use super::{
+    churn::Churn,
     error,
     message::{Channel, Report},
 };
@@ -32,6 +35,7 @@ use super::{
 /// `argv[1]` of such an invocation.
 pub const ARGUMENT: &str = "__worker";
 pub(super) const SUPERVISE: &str = "supervise";
+const CHURN: &str = "churn";
 
 /// Exit codes of workers, for the process that waits for them.
 const EXIT_REPORTED: i32 = 1;
@@ -55,8 +59,11 @@ pub fn main() -> ExitCode {
         .collect();
     let result = match words.split_first() {
         Some((mode, [])) if mode == SUPERVISE => supervisor::run().map_err(|e| e.to_string()),
+        Some((mode, loads)) if mode == CHURN => Churn::from_words(loads)
+            .and_then(|churn| churn.run())
+            .map_err(|e| e.to_string()),
         _ => Err(format!(
-            "{ARGUMENT} takes `{SUPERVISE}`; it is not for people"
+            "{ARGUMENT} takes `{SUPERVISE}` or `{CHURN} LOAD…`; not for people"
         )),
     };
     match result {
@@ -70,7 +77,7 @@ pub fn main() -> ExitCode {
 
 /// Why a worker cannot go on.
 #[derive(Debug)]
-enum Fault {
+pub(super) enum Fault {
     Failed(String),
     /// A child of it failed and said so.
     Reported,
