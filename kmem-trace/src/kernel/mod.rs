@@ -1,1 +1,3 @@
 //! What this kernel is and says: parsers of its files. Bytes in, typed values out.
+
+pub mod btf;
