@@ -1,3 +1,5 @@
 //! What this kernel is and says: parsers of its files. Bytes in, typed values out.
 
 pub mod btf;
+pub mod file;
+pub mod symbols;
