@@ -1,5 +1,7 @@
 //! What this kernel is and says: parsers of its files. Bytes in, typed values out.
 
 pub mod btf;
+pub mod cgroupfs;
 pub mod file;
 pub mod symbols;
+pub mod tracefs;
