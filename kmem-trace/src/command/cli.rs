@@ -81,7 +81,7 @@ pub struct Common {
     pub btf: Option<PathBuf>,
     /// Report on this many levels below each traced cgroup too.
     #[arg(long, value_name = "LEVELS", default_value_t = 0)]
-    pub depth: usize,
+    pub depth: u32,
     /// Size of the ring buffer in KiB, rounded up to a power of two.
     #[arg(long, value_name = "KIB", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..=1_048_576))]
     pub ring: u32,

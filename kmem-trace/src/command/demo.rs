@@ -65,7 +65,7 @@ struct DemoLine {
 pub async fn main(args: DemoArgs) -> Result<Outcome> {
     let mount = MemoryMount::find()?;
     let cgroup = Made::new(&mount, &args.cgroup)?;
-    let target = cgroupfs::resolve(&mount, &args.cgroup)?;
+    let target = cgroupfs::find(&mount, &args.cgroup)?;
     let plan = workload::Plan {
         groups: args.groups,
         connections: args.connections,
@@ -202,7 +202,7 @@ fn figures(mount: &MemoryMount, target: &CgroupDir) -> Result<Figures> {
     let counters = cgroupfs::counters(&target.dir, mount.hierarchy)
         .with_context(|| format!("cannot read the usage of {}", target.dir.display()))?;
     let stat = cgroupfs::stat(&target.dir).unwrap_or_default();
-    let get = |name: &str| stat.get(name).copied();
+    let get = |name: &str| stat.get(name);
     Ok(Figures {
         node_anon: node.anon_bytes,
         node_slab: node.slab_bytes,

@@ -34,7 +34,7 @@ pub fn main(args: &DoctorArgs) -> Result<()> {
     let hierarchy = mount
         .as_ref()
         .map_or(Hierarchy::V2, |mount| mount.hierarchy);
-    let plan = tried(&inspection, hierarchy, args)?;
+    let plan = tried(&inspection, mount.as_ref().ok(), args)?;
     let rows = plan.rows();
     let kernel = proc::release();
     let version = match hierarchy {
@@ -87,7 +87,7 @@ pub fn main(args: &DoctorArgs) -> Result<()> {
         out,
         "tracefs         {}",
         match &inspection.tracefs {
-            Ok(path) => format!("{}", path.display()),
+            Ok(tracefs) => format!("{}", tracefs.root.display()),
             Err(why) => format!("none: {why}"),
         }
     )?;
@@ -104,14 +104,15 @@ pub fn main(args: &DoctorArgs) -> Result<()> {
 
 /// The plan as it comes out when it is really attached, for a moment and to nobody's cgroup; where
 /// nothing may be attached, the plan as it looks from here.
-fn tried(inspection: &Inspection, hierarchy: Hierarchy, args: &DoctorArgs) -> Result<Plan> {
+fn tried(inspection: &Inspection, mount: Option<&MemoryMount>, args: &DoctorArgs) -> Result<Plan> {
     let strike = struck(&args.strike)?;
-    if inspection.allowed.bpf.is_err() {
+    let hierarchy = mount.map_or(Hierarchy::V2, |mount| mount.hierarchy);
+    let Some(mount) = mount.filter(|_| inspection.allowed.bpf.is_ok()) else {
         return Ok(inspection.plan(hierarchy, args.attach, &strike, &HashMap::new()));
-    }
+    };
     let request = Request {
         targets: Vec::new(),
-        hierarchy,
+        mount: mount.clone(),
         attach: args.attach,
         btf: args.btf.clone(),
         roles: ROLES.iter().map(|role| role.name.to_owned()).collect(),

@@ -47,7 +47,7 @@ pub async fn main(args: RunArgs) -> Result<Ended> {
         .clone()
         .unwrap_or_else(|| format!("kmem-trace-run-{}", std::process::id()));
     let cgroup = Made::new(&mount, &name)?;
-    let target = cgroupfs::resolve(&mount, &name)?;
+    let target = cgroupfs::find(&mount, &name)?;
     let mut trace = Trace::start(&mount, vec![target], &args.common).await?;
     let mut child = spawn(&cgroup.dir, &args)?;
     let pid = child.id();

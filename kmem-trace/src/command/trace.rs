@@ -57,7 +57,7 @@ pub async fn main(args: TraceArgs) -> Result<Outcome> {
     let mount = MemoryMount::find()?;
     let mut targets: Vec<CgroupDir> = Vec::new();
     for argument in &args.cgroups {
-        let found = cgroupfs::resolve(&mount, argument)?;
+        let found = cgroupfs::find(&mount, argument)?;
         if !targets.iter().any(|known| known.id == found.id) {
             targets.push(found);
         }
@@ -106,11 +106,10 @@ impl<'a> Trace<'a> {
             }
             None => None,
         };
-        let hierarchy = mount.hierarchy;
         warn_if_inside(mount, &targets);
         let mut session = Session::start(Request {
             targets,
-            hierarchy,
+            mount: mount.clone(),
             attach: common.attach,
             btf: common.btf.clone(),
             roles: events.clone().unwrap_or_default(),

@@ -1,6 +1,6 @@
 //! The candidate chosen for each role of the table, and why. Pure: facts in, plan out.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use kmem_trace_ebpf::config::Config;
 use serde::Serialize;
@@ -31,7 +31,7 @@ pub struct Facts<'a> {
     pub sources: Sources<'a>,
     pub allowed: &'a Allowed,
     /// Functions that kprobes and fentry can be put on; `None` where the list cannot be read.
-    pub traceable: Option<&'a HashSet<String>>,
+    pub traceable: Option<&'a BTreeSet<String>>,
     pub attach: AttachMode,
     /// Candidates that are not to be used: they failed to attach, or a test struck them out.
     pub struck: &'a Struck,
@@ -315,14 +315,14 @@ fn present(symbol: &str, place: Place, facts: &Facts<'_>) -> Result<(), Passed> 
             facts
                 .sources
                 .symbols
-                .contains(&format!("__traceiter_{symbol}"))
+                .has_function(&format!("__traceiter_{symbol}"))
                 || facts.sources.formats.keys().any(|key| key.1 == symbol),
             "",
         ),
         Place::Kprobe | Place::Kretprobe | Place::Fentry | Place::Fexit => {
-            if !facts.sources.symbols.contains(symbol) {
-                let twins = facts.sources.symbols.twins(symbol);
-                return Err(match twins.first() {
+            if !facts.sources.symbols.has_function(symbol) {
+                let twins = facts.sources.symbols.twins.get(symbol);
+                return Err(match twins.and_then(|twins| twins.first()) {
                     Some(twin) => Passed::Refused(format!(
                         "no symbol {symbol}, only {twin}: the compiler took it apart"
                     )),

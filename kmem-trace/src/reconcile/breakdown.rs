@@ -4,7 +4,7 @@
 //! flush (mm/memcontrol.c, `memcg_vmstats_needs_flush`). What it leaves over is therefore shown
 //! as one line, stock and lag, and never given a name of its own.
 
-use std::collections::HashMap;
+use crate::kernel::cgroupfs::MemoryStat;
 
 /// Bytes by kind; `None` where this kernel does not say.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
@@ -27,8 +27,8 @@ pub struct Breakdown {
 }
 
 /// Takes a v2 `memory.stat` apart.
-pub fn v2(stat: &HashMap<String, u64>, usage_bytes: u64) -> Breakdown {
-    let get = |name: &str| stat.get(name).copied();
+pub fn v2(stat: &MemoryStat, usage_bytes: u64) -> Breakdown {
+    let get = |name: &str| stat.get(name);
     let slab = get("slab").or_else(|| Some(get("slab_reclaimable")? + get("slab_unreclaimable")?));
     let kernel_stack = get("kernel_stack");
     let page_tables = match (get("pagetables"), get("sec_pagetables")) {
@@ -67,8 +67,8 @@ pub fn v2(stat: &HashMap<String, u64>, usage_bytes: u64) -> Breakdown {
 
 /// Takes a v1 `memory.stat` apart. It has no kernel memory: `kmem_bytes` is the figure of
 /// `memory.kmem.usage_in_bytes`, which is part of the usage, and cannot be divided further.
-pub fn v1(stat: &HashMap<String, u64>, kmem_bytes: Option<u64>, usage_bytes: u64) -> Breakdown {
-    let get = |name: &str| stat.get(name).copied();
+pub fn v1(stat: &MemoryStat, kmem_bytes: Option<u64>, usage_bytes: u64) -> Breakdown {
+    let get = |name: &str| stat.get(name);
     // Hierarchical figures, as the usage is: `total_*` where the kernel has them.
     let anon = get("total_rss").or_else(|| get("rss"));
     let file = get("total_cache").or_else(|| get("cache"));
@@ -89,11 +89,12 @@ pub fn v1(stat: &HashMap<String, u64>, kmem_bytes: Option<u64>, usage_bytes: u64
 mod tests {
     use super::*;
 
-    fn stat(pairs: &[(&str, u64)]) -> HashMap<String, u64> {
-        pairs
+    fn stat(pairs: &[(&str, u64)]) -> MemoryStat {
+        let text: String = pairs
             .iter()
-            .map(|(name, value)| ((*name).to_owned(), *value))
-            .collect()
+            .map(|(name, value)| format!("{name} {value}\n"))
+            .collect();
+        MemoryStat::parse(text.as_bytes()).expect("lines of name and value")
     }
 
     #[test]

@@ -7,14 +7,11 @@ use aya::Btf;
 use kmem_trace_ebpf::config::{Config, ROOTS, Root};
 
 use super::Request;
-use crate::{
-    hooks::{
-        allowed::cause,
-        attach::{AttachError, Attached, attach},
-        inspect::Inspection,
-        plan::Plan,
-    },
-    kernel::cgroupfs,
+use crate::hooks::{
+    allowed::cause,
+    attach::{AttachError, Attached, attach},
+    inspect::Inspection,
+    plan::Plan,
 };
 
 /// Attaches the best plan that the kernel takes: a candidate that it refuses is struck out, with
@@ -35,7 +32,12 @@ pub fn attach_best(inspection: &Inspection, request: &Request) -> Result<(Plan, 
     let mut struck = request.strike.clone();
     let mut struck_why = HashMap::new();
     loop {
-        let plan = inspection.plan(request.hierarchy, request.attach, &struck, &struck_why);
+        let plan = inspection.plan(
+            request.mount.hierarchy,
+            request.attach,
+            &struck,
+            &struck_why,
+        );
         let config = constants(&plan, request)?;
         match attach(
             &plan,
@@ -95,7 +97,7 @@ fn constants(plan: &Plan, request: &Request) -> Result<Config> {
     }
     config.roots_len = request.targets.len() as u32;
     let wanted = |role: &str| u32::from(request.roles.contains(role));
-    if let Some(number) = cgroupfs::hierarchy_number(request.hierarchy) {
+    if let Some(number) = request.mount.number() {
         config.hierarchy_id = number;
     }
     config.stream_counters = 1;

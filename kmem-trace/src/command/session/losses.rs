@@ -8,7 +8,7 @@ use kmem_trace_ebpf::totals::{
 
 use super::Session;
 use crate::{
-    kernel::cgroupfs,
+    kernel::cgroupfs::{self, CgroupDir},
     reconcile::{report::Lost, usage::STOCK_PAGES},
 };
 
@@ -101,10 +101,11 @@ impl Session {
 
     /// Names the cgroups outside the traced subtrees too.
     fn look_elsewhere(&mut self) {
-        if let Some(top) = self.request.targets.first().map(cgroupfs::hierarchy_root) {
-            for dir in cgroupfs::walk(&top) {
-                self.tree.see(dir.id, &dir.path_in_hierarchy);
-            }
+        let Ok(top) = CgroupDir::top(&self.request.mount) else {
+            return;
+        };
+        for dir in cgroupfs::walk(&top) {
+            self.tree.see(dir.id, &dir.path_in_hierarchy);
         }
     }
 }

@@ -29,7 +29,7 @@ use crate::{
         plan::{AttachMode, Plan, Struck},
     },
     kernel::{
-        cgroupfs::{self, CgroupDir, Hierarchy},
+        cgroupfs::{self, CgroupDir, Hierarchy, MemoryMount},
         proc,
     },
     ledger::{book::Streamed, tree::Tree},
@@ -47,14 +47,14 @@ use crate::{
 #[derive(Clone, Debug)]
 pub struct Request {
     pub targets: Vec<CgroupDir>,
-    pub hierarchy: Hierarchy,
+    pub mount: MemoryMount,
     pub attach: AttachMode,
     pub btf: Option<PathBuf>,
     /// Roles asked for by `--events`.
     pub roles: HashSet<String>,
     pub sizes: Sizes,
     /// Levels below each target that are reported on.
-    pub depth: usize,
+    pub depth: u32,
     /// aya-log's level: 0 off … 5 trace.
     pub log_level: u8,
     pub strike: Struck,
@@ -97,7 +97,7 @@ impl Session {
         tokio::time::sleep(SETTLE).await;
         let page_bytes = reading::page_bytes();
         let mut session = Self {
-            hierarchy: request.hierarchy,
+            hierarchy: request.mount.hierarchy,
             plan,
             inspection,
             tree: Tree::default(),
