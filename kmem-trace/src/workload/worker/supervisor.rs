@@ -8,7 +8,7 @@ use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::{
         prctl,
-        signal::{SigSet, Signal, kill},
+        signal::{SigHandler, SigSet, Signal, kill, signal},
         signalfd::{SfdFlags, SignalFd},
         wait::{WaitPidFlag, WaitStatus, waitpid},
     },
@@ -75,6 +75,9 @@ impl Keepers {
         let _ = fs::write("/proc/self/oom_score_adj", "1000");
         // Children of a keeper that died come to us: we wait for all before we remove cgroups.
         prctl::set_child_subreaper(true)?;
+        // A caller that ignores SIGCHLD hands that down, and then there is nothing to wait for.
+        // SAFETY: the default action runs no code of ours.
+        unsafe { signal(Signal::SIGCHLD, SigHandler::SigDfl) }?;
         let mut signals = SigSet::empty();
         signals.add(Signal::SIGCHLD);
         signals.thread_block()?;
