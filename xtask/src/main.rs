@@ -25,6 +25,8 @@ struct Arguments {
 enum Chore {
     /// Build the BPF object that kmem-trace embeds, or check that it is fresh.
     Bpf(bpf::Arguments),
+    /// Build the tests' kernel module, which has the charge functions of old kernels.
+    Module(vm::module::Arguments),
     /// Boot a Debian kernel in QEMU and run the kernel tests, or a command, in it.
     Vm(Box<vm::Arguments>),
 }
@@ -32,6 +34,7 @@ enum Chore {
 fn main() -> ExitCode {
     let result = match Arguments::parse().chore {
         Chore::Bpf(arguments) => bpf::main(&arguments),
+        Chore::Module(arguments) => vm::module::main(&arguments),
         Chore::Vm(arguments) => vm::main(&arguments),
     };
     result.unwrap_or_else(|error| {

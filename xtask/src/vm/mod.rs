@@ -7,6 +7,7 @@ mod apt;
 mod cpio;
 mod initramfs;
 mod kernel;
+pub mod module;
 pub mod qemu;
 mod session;
 
@@ -76,6 +77,18 @@ pub struct Arguments {
     /// Run this instead of tests, pass its output through and its exit code on.
     #[arg(last = true, value_name = "CMD")]
     pub command: Vec<String>,
+}
+
+impl Default for Arguments {
+    /// As with no argument at all.
+    fn default() -> Self {
+        #[derive(clap::Parser)]
+        struct Alone {
+            #[command(flatten)]
+            arguments: Arguments,
+        }
+        <Alone as clap::Parser>::parse_from(["vm"]).arguments
+    }
 }
 
 #[derive(Clone, Copy, ValueEnum)]
