@@ -1,0 +1,8 @@
+//! What `/proc` and its neighbours say about the node, a process and ourselves: memory and slab
+//! totals, CPUs, the boot command line, names. Files of cgroups are in `cgroupfs`.
+
+pub mod cpus;
+pub mod meminfo;
+pub mod own;
+pub mod slabinfo;
+pub mod system;
