@@ -1,2 +1,29 @@
-//! The wire format: what the BPF programs write and userspace reads.
+//! The wire: what crosses between the BPF programs and userspace, defined once for both.
+//!
+//! [`record`] is what is streamed over the ring buffer (and kept in recorded files), [`totals`]
+//! what the programs add up in maps, [`config`] the constants that userspace fills in before the
+//! programs are loaded. Everything is `#[repr(C)]`, without unnamed padding, in the byte order of
+//! the machine. No behaviour lives here.
 #![no_std]
+
+pub mod config;
+pub mod record;
+pub mod totals;
+
+/// Version of every layout in this crate; a recorded file carries it in its header.
+pub const WIRE_VERSION: u32 = 1;
+
+#[cfg(feature = "user")]
+mod plain {
+    use crate::{
+        config::Config,
+        totals::{Ancestry, Totals},
+    };
+
+    // SAFETY: `repr(C)` integers without padding; every bit pattern is a value.
+    unsafe impl aya::Pod for Config {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Totals {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Ancestry {}
+}

@@ -1,3 +1,41 @@
-//! The chores of the repository, one subcommand each.
+//! The chores of the repository, one subcommand and one file (or room) each.
 
-fn main() {}
+mod bpf;
+mod libtest;
+mod process;
+mod rust_src;
+mod vm;
+mod workspace;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(
+    name = "cargo xtask",
+    about = "The chores of the kmem-trace repository"
+)]
+struct Arguments {
+    #[command(subcommand)]
+    chore: Chore,
+}
+
+#[derive(Subcommand)]
+enum Chore {
+    /// Build the BPF object that kmem-trace embeds, or check that it is fresh.
+    Bpf(bpf::Arguments),
+    /// Boot a Debian kernel in QEMU and run the kernel tests, or a command, in it.
+    Vm(Box<vm::Arguments>),
+}
+
+fn main() -> ExitCode {
+    let result = match Arguments::parse().chore {
+        Chore::Bpf(arguments) => bpf::main(&arguments),
+        Chore::Vm(arguments) => vm::main(&arguments),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
+}

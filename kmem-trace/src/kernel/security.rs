@@ -33,12 +33,6 @@ pub enum Lockdown {
 }
 
 impl Lockdown {
-    /// The running kernel's.
-    pub fn read() -> Lockdown {
-        file::read(Path::new("/sys/kernel/security/lockdown"))
-            .map_or(Lockdown::Unknown, |bytes| Lockdown::parse(&bytes))
-    }
-
     /// Parses `none [integrity] confidentiality`: the state in brackets holds.
     pub fn parse(bytes: &[u8]) -> Lockdown {
         let mut state = Lockdown::Unknown;
@@ -52,16 +46,24 @@ impl Lockdown {
         }
         state
     }
+}
 
-    /// As in the kernel's file, or `unknown`.
-    pub fn as_str(self) -> &'static str {
-        match self {
+/// As in the kernel's file, or `unknown`.
+impl std::fmt::Display for Lockdown {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
             Lockdown::None => "none",
             Lockdown::Integrity => "integrity",
             Lockdown::Confidentiality => "confidentiality",
             Lockdown::Unknown => "unknown",
-        }
+        })
     }
+}
+
+/// Lockdown of the running kernel.
+pub fn lockdown() -> Lockdown {
+    file::read(Path::new("/sys/kernel/security/lockdown"))
+        .map_or(Lockdown::Unknown, |bytes| Lockdown::parse(&bytes))
 }
 
 /// What this process may do.
@@ -186,8 +188,8 @@ fn build_config() -> Option<Vec<u8>> {
     if let Ok(packed) = file::read(Path::new("/proc/config.gz")) {
         return unpack(&packed);
     }
-    let release = system::release().ok()?;
-    file::read(&Path::new("/boot").join(format!("config-{release}"))).ok()
+    let name = format!("config-{}", system::release());
+    file::read(&Path::new("/boot").join(name)).ok()
 }
 
 fn unpack(packed: &[u8]) -> Option<Vec<u8>> {

@@ -25,7 +25,7 @@ use std::{
 pub use files::{CgroupFileError, Counter, CounterValues, UsageFile, counters, task_count};
 pub use member::{of_pid, parse_proc_cgroup};
 pub use mounts::{Controller, Hierarchy, MemoryMount, MountError, parse_cgroups};
-pub use resolve::{ResolveError, resolve};
+pub use resolve::{ResolveError, find, resolve};
 pub use stat::{MemoryStat, stat};
 pub use walk::{children, walk};
 
@@ -45,11 +45,19 @@ pub struct CgroupDir {
 }
 
 impl CgroupDir {
+    /// The top of what a mount shows.
+    ///
+    /// # Errors
+    /// From the system.
+    pub fn top(mount: &MemoryMount) -> io::Result<CgroupDir> {
+        CgroupDir::at(mount, &mount.mount_point)
+    }
+
     /// Looks at a directory below the mount point, or the mount point itself.
     ///
     /// # Errors
     /// From the system, `NotADirectory` for files.
-    fn at(mount: &MemoryMount, dir: &Path) -> io::Result<CgroupDir> {
+    pub(crate) fn at(mount: &MemoryMount, dir: &Path) -> io::Result<CgroupDir> {
         let metadata = std::fs::metadata(dir)?;
         if !metadata.is_dir() {
             return Err(io::ErrorKind::NotADirectory.into());

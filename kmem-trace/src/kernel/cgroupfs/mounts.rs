@@ -138,6 +138,19 @@ impl MemoryMount {
         })
     }
 
+    /// The number that the kernel gives this hierarchy (`cgroup_root.hierarchy_id`): 0 on v2, the
+    /// second column of `/proc/cgroups` on v1; `None` where that cannot be read.
+    pub fn number(&self) -> Option<u32> {
+        if self.hierarchy == Hierarchy::V2 {
+            return Some(0);
+        }
+        let controllers = file::read_as(Path::new("/proc/cgroups"), parse_cgroups).ok()?;
+        let memory = controllers
+            .iter()
+            .find(|controller| controller.name == "memory")?;
+        u32::try_from(memory.hierarchy).ok()
+    }
+
     /// The directory of a cgroup named as `/proc/PID/cgroup` does; `None` if this mount does not
     /// show it.
     pub fn dir_of(&self, path_in_hierarchy: &Path) -> Option<PathBuf> {

@@ -96,6 +96,18 @@ fn suggestion(close: &[PathBuf]) -> String {
     }
 }
 
+/// [`resolve`] with the mounts of this process.
+///
+/// # Errors
+/// [`ResolveError`].
+pub fn find(mount: &MemoryMount, arg: &str) -> Result<CgroupDir, ResolveError> {
+    // Without the list, directories of other controllers are merely not found.
+    let mounts =
+        crate::kernel::file::read_as(Path::new(super::mountinfo::SELF), super::mountinfo::parse)
+            .unwrap_or_default();
+    resolve(mount, &mounts, arg)
+}
+
 /// Finds the cgroup that `arg` means: a path under the memory hierarchy (`docker/3f2a`, with or
 /// without leading slash), a directory (`/sys/fs/cgroup/memory/docker/3f2a`), or a part of a name,
 /// of 4 characters and more, that only one cgroup has. `mounts` are all mounts, to recognise

@@ -7,6 +7,8 @@ use std::{collections::BTreeMap, path::Path};
 
 use crate::kernel::file::{self, FileError, LineError};
 
+const PATH: &str = "/proc/meminfo";
+
 /// The fields of meminfo under the kernel's names. Absent fields are `None`, never zero.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Meminfo {
@@ -17,7 +19,7 @@ impl Meminfo {
     /// # Errors
     /// [`FileError`].
     pub fn read() -> Result<Meminfo, FileError> {
-        file::read_as(Path::new("/proc/meminfo"), Meminfo::parse)
+        file::read_as(Path::new(PATH), Meminfo::parse)
     }
 
     /// Parses lines such as `Slab:  229960 kB`. Fields without unit (`HugePages_Total`) are counts
@@ -89,6 +91,37 @@ impl Meminfo {
     }
 }
 
+/// The node's figures that a cgroup's are held against, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NodeMemory {
+    pub anon_bytes: u64,
+    pub slab_bytes: u64,
+}
+
+/// Reads what a cgroup's figures are held against.
+///
+/// # Errors
+/// [`FileError`], also if meminfo lacks one of the fields: zero would be a wrong figure.
+pub fn node() -> Result<NodeMemory, FileError> {
+    file::read_as(Path::new(PATH), |bytes| {
+        NodeMemory::of(&Meminfo::parse(bytes)?)
+    })
+}
+
+impl NodeMemory {
+    fn of(meminfo: &Meminfo) -> Result<NodeMemory, LineError> {
+        let field = |name: &str| {
+            meminfo.get(name).ok_or_else(|| {
+                LineError::new(meminfo.bytes.len(), format!("no field {name} up to here"))
+            })
+        };
+        Ok(NodeMemory {
+            anon_bytes: field("AnonPages")?,
+            slab_bytes: field("Slab")?,
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -115,6 +148,18 @@ Active(anon):       1592 kB
         assert_eq!(meminfo.get("HugePages_Total"), Some(3));
         assert_eq!(meminfo.get("Active(anon)"), Some(1592 * 1024));
         assert_eq!(meminfo.percpu(), None);
+    }
+
+    #[test]
+    fn a_missing_figure_of_the_node_is_an_error_and_not_zero() {
+        let both = Meminfo::parse(b"Slab: 2 kB\nAnonPages: 1 kB\n").expect("valid");
+        let expected = NodeMemory {
+            anon_bytes: 1024,
+            slab_bytes: 2048,
+        };
+        assert_eq!(NodeMemory::of(&both), Ok(expected));
+        let one = Meminfo::parse(b"Slab: 2 kB\n").expect("valid");
+        assert!(NodeMemory::of(&one).is_err_and(|error| error.why.contains("AnonPages")));
     }
 
     #[test]

@@ -6,3 +6,7 @@ pub mod meminfo;
 pub mod own;
 pub mod slabinfo;
 pub mod system;
+
+pub use meminfo::{NodeMemory, node as meminfo};
+pub use own::{OwnCost, own_cost};
+pub use system::release;

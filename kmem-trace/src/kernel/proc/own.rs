@@ -10,6 +10,30 @@ use procfs::{FromRead, process::StatM};
 
 use crate::kernel::file::{self, FileError, LineError};
 
+/// What this process has taken so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct OwnCost {
+    /// Seconds of CPU time of all threads, user and system.
+    pub cpu_s: f64,
+    /// Resident memory in bytes.
+    pub rss_bytes: u64,
+}
+
+/// CPU time and memory of this process.
+///
+/// # Errors
+/// [`FileError`].
+pub fn own_cost() -> Result<OwnCost, FileError> {
+    let time = cpu_time().map_err(|source| FileError::Read {
+        path: "getrusage".into(),
+        source: source.into(),
+    })?;
+    Ok(OwnCost {
+        cpu_s: time.as_secs_f64(),
+        rss_bytes: rss_bytes()?,
+    })
+}
+
 /// Resident memory of this process in bytes.
 ///
 /// # Errors
@@ -68,6 +92,8 @@ mod tests {
         assert!(rss_bytes().expect("readable") >= page_bytes());
         let before = cpu_time().expect("known");
         assert!(cpu_time().expect("known") >= before);
+        let cost = own_cost().expect("known");
+        assert!(cost.cpu_s >= before.as_secs_f64() && cost.rss_bytes > 0);
     }
 
     proptest! {

@@ -1,0 +1,226 @@
+//! Constants that userspace resolves from the running kernel and writes into the object's
+//! `.rodata` before loading it. The verifier folds them away, and with them the code of every
+//! feature that is off.
+
+/// How many `--cgroup` subtrees one tracer can follow.
+pub const ROOTS: usize = 4;
+/// How many `memory.stat` items one slot of the totals may gather.
+pub const ITEMS: usize = 4;
+/// No such member in this kernel.
+pub const ABSENT: u32 = u32::MAX;
+
+/// A traced subtree.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+#[cfg_attr(feature = "user", derive(zerocopy::IntoBytes, zerocopy::Immutable))]
+pub struct Root {
+    /// Inode number of its top cgroup.
+    pub id: u64,
+    /// Depth of that cgroup below the hierarchy's root.
+    pub level: u32,
+    pub reserved: u32,
+}
+
+/// Everything the programs know about this kernel. Offsets in bytes; [`ABSENT`] = no such member.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+#[cfg_attr(feature = "user", derive(zerocopy::IntoBytes, zerocopy::Immutable))]
+pub struct Config {
+    /// Traced subtrees; the first `roots_len` count.
+    pub roots: [Root; ROOTS],
+    /// `&memory_cgrp_subsys`; 0 where the symbol table hides addresses.
+    pub memory_cgrp_subsys: u64,
+    pub roots_len: u32,
+
+    // --- struct members ---
+    /// `struct page_counter`: `parent`.
+    pub page_counter_parent: u32,
+    /// `struct mem_cgroup`: `memory`, `kmem`, `memsw`/`swap`, `tcpmem`, by slot.
+    pub memcg_counter: [u32; 4],
+    /// `struct mem_cgroup`: `css.ss`.
+    pub memcg_css_ss: u32,
+    /// `struct mem_cgroup`: `css.cgroup`.
+    pub memcg_css_cgroup: u32,
+    /// `struct cgroup`: `level`.
+    pub cgroup_level: u32,
+    /// `struct cgroup`: `kn`.
+    pub cgroup_kn: u32,
+    /// `struct cgroup`: `ancestors` (pointers) or `ancestor_ids`.
+    pub cgroup_ancestors: u32,
+    /// 1 where `cgroup_ancestors` holds ids instead of pointers.
+    pub cgroup_ancestors_are_ids: u32,
+    /// `struct cgroup`: `root`.
+    pub cgroup_root_member: u32,
+    /// `struct cgroup_root`: `hierarchy_id`.
+    pub cgroup_root_number: u32,
+    /// `struct task_struct`: `pid`.
+    pub task_pid: u32,
+    /// `struct kernfs_node`: `id`.
+    pub kernfs_node_id: u32,
+    /// `struct kernfs_node`: `name`.
+    pub kernfs_node_name: u32,
+    /// `struct kernfs_node`: `parent` or `__parent`.
+    pub kernfs_node_parent: u32,
+    /// `struct kernfs_node`: `priv`.
+    pub kernfs_node_priv: u32,
+    /// `struct kernfs_open_file`: `kn`.
+    pub open_file_kn: u32,
+    /// `struct kmem_cache`: `name`.
+    pub kmem_cache_name: u32,
+    /// `struct kmem_cache`: `object_size` and `size`.
+    pub kmem_cache_object_size: u32,
+    pub kmem_cache_size: u32,
+    /// `struct kmem_cache`: `flags`.
+    pub kmem_cache_flags: u32,
+
+    // --- argument positions ---
+    /// User charge path: `memcg`, `nr_pages`, `gfp_mask`.
+    pub user_charge_memcg: u32,
+    pub user_charge_pages: u32,
+    pub user_charge_gfp: u32,
+    /// 1 where the memcg argument is a `struct mem_cgroup **` that is filled in on return.
+    pub user_charge_memcg_is_out: u32,
+    /// How many arguments it has: where fexit finds the return value.
+    pub user_charge_args: u32,
+
+    // --- tracepoint records: offsets of fields ---
+    pub memcg_state_id: u32,
+    pub memcg_state_item: u32,
+    pub memcg_state_val: u32,
+    pub memcg_lruvec_id: u32,
+    pub memcg_lruvec_item: u32,
+    pub memcg_lruvec_val: u32,
+    /// `cgroup` events: `root`, `level`, `id`, `path`.
+    pub cgroup_root: u32,
+    pub cgroup_lvl: u32,
+    pub cgroup_id: u32,
+    pub cgroup_path: u32,
+    /// `cgroup_attach_task`: `dst_root`, `dst_level`, `dst_id`, `dst_path`, `pid`.
+    pub attach_root: u32,
+    pub attach_lvl: u32,
+    pub attach_id: u32,
+    pub attach_path: u32,
+    pub attach_pid: u32,
+    /// Slab events by name: `call_site`, `ptr`, `bytes_req`, `bytes_alloc`, `gfp_flags`, `accounted`, `name`.
+    pub cache_alloc: SlabFields,
+    pub kmalloc: SlabFields,
+    pub cache_free: SlabFields,
+    pub kfree: SlabFields,
+
+    // --- what a stat item counts ---
+    /// `enum memcg_stat_item` values that add to a slot, by slot − `SLOT_STAT_ANON`.
+    pub state_items: [[i32; ITEMS]; 4],
+    /// The same for `enum node_stat_item` values of `mod_memcg_lruvec_state`.
+    pub lruvec_items: [[i32; ITEMS]; 4],
+
+    // --- hierarchy ---
+    /// The tracepoints' `root` number of the memory hierarchy (0 on v2); [`ABSENT`]: take all.
+    pub hierarchy_id: u32,
+
+    // --- switches ---
+    /// 1 where `bpf_probe_read_kernel` is allowed.
+    pub can_read: u32,
+    /// 1: send a record for each counter change.
+    pub stream_counters: u32,
+    pub stream_user_charges: u32,
+    pub stream_state: u32,
+    pub stream_slab: u32,
+    pub stream_limits: u32,
+    /// Wake userspace when this many bytes wait in the ring.
+    pub wake_bytes: u32,
+}
+
+/// Offsets of the fields of one slab tracepoint, or positions of its raw arguments.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+#[cfg_attr(feature = "user", derive(zerocopy::IntoBytes, zerocopy::Immutable))]
+pub struct SlabFields {
+    pub call_site: u32,
+    pub object: u32,
+    pub bytes_req: u32,
+    pub bytes_alloc: u32,
+    pub gfp: u32,
+    pub accounted: u32,
+    pub cache: u32,
+    pub name: u32,
+}
+
+impl SlabFields {
+    pub const NONE: Self = Self {
+        call_site: ABSENT,
+        object: ABSENT,
+        bytes_req: ABSENT,
+        bytes_alloc: ABSENT,
+        gfp: ABSENT,
+        accounted: ABSENT,
+        cache: ABSENT,
+        name: ABSENT,
+    };
+}
+
+impl Config {
+    /// Nothing known, everything off: what the object holds before userspace fills it in.
+    pub const UNSET: Self = Self {
+        roots: [Root {
+            id: 0,
+            level: 0,
+            reserved: 0,
+        }; ROOTS],
+        roots_len: 0,
+        page_counter_parent: ABSENT,
+        memcg_counter: [ABSENT; 4],
+        memcg_css_ss: ABSENT,
+        memcg_css_cgroup: ABSENT,
+        cgroup_level: ABSENT,
+        cgroup_kn: ABSENT,
+        cgroup_ancestors: ABSENT,
+        cgroup_ancestors_are_ids: 0,
+        cgroup_root_member: ABSENT,
+        cgroup_root_number: ABSENT,
+        task_pid: ABSENT,
+        kernfs_node_id: ABSENT,
+        kernfs_node_name: ABSENT,
+        kernfs_node_parent: ABSENT,
+        kernfs_node_priv: ABSENT,
+        open_file_kn: ABSENT,
+        kmem_cache_name: ABSENT,
+        kmem_cache_object_size: ABSENT,
+        kmem_cache_size: ABSENT,
+        kmem_cache_flags: ABSENT,
+        memory_cgrp_subsys: 0,
+        user_charge_memcg: ABSENT,
+        user_charge_pages: ABSENT,
+        user_charge_gfp: ABSENT,
+        user_charge_memcg_is_out: 0,
+        user_charge_args: ABSENT,
+        memcg_state_id: ABSENT,
+        memcg_state_item: ABSENT,
+        memcg_state_val: ABSENT,
+        memcg_lruvec_id: ABSENT,
+        memcg_lruvec_item: ABSENT,
+        memcg_lruvec_val: ABSENT,
+        cgroup_root: ABSENT,
+        cgroup_lvl: ABSENT,
+        cgroup_id: ABSENT,
+        cgroup_path: ABSENT,
+        attach_root: ABSENT,
+        attach_lvl: ABSENT,
+        attach_id: ABSENT,
+        attach_path: ABSENT,
+        attach_pid: ABSENT,
+        cache_alloc: SlabFields::NONE,
+        kmalloc: SlabFields::NONE,
+        cache_free: SlabFields::NONE,
+        kfree: SlabFields::NONE,
+        state_items: [[-1; ITEMS]; 4],
+        lruvec_items: [[-1; ITEMS]; 4],
+        hierarchy_id: ABSENT,
+        can_read: 0,
+        stream_counters: 0,
+        stream_user_charges: 0,
+        stream_state: 0,
+        stream_slab: 0,
+        stream_limits: 0,
+        wake_bytes: 0,
+    };
+}

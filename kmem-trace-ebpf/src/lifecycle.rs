@@ -1,0 +1,47 @@
+//! Cgroups that come and go, and tasks that move between them.
+
+use aya_ebpf::helpers::generated::bpf_probe_read_kernel_str;
+use kmem_trace_ebpf::{
+    config::ABSENT,
+    record::{CgroupRecord, KIND_CGROUP, PATH_LEN},
+};
+
+use crate::{
+    maps::{header, send},
+    read::config,
+};
+
+/// The fields of one `cgroup:*` tracepoint's record.
+pub struct Fields {
+    /// Number of the hierarchy.
+    pub hierarchy: u32,
+    pub level: u32,
+    pub cgroup_id: u64,
+    pub task: u32,
+    /// `__data_loc` of the path: the low half is its offset from the record's beginning.
+    pub path: u32,
+}
+
+/// A `cgroup:*` tracepoint fired; `context` is its record.
+#[inline(always)]
+pub fn cgroup_event(context: *const u8, op: u8, fields: &Fields) {
+    let wanted = config!(hierarchy_id);
+    if wanted != ABSENT && wanted != fields.hierarchy {
+        return;
+    }
+    send::<CgroupRecord>(|record| unsafe {
+        (&raw mut (*record).header).write(header(KIND_CGROUP, size_of::<CgroupRecord>()));
+        (&raw mut (*record).cgroup_id).write(fields.cgroup_id);
+        (&raw mut (*record).hierarchy).write(fields.hierarchy);
+        (&raw mut (*record).task).write(fields.task);
+        (&raw mut (*record).level).write(fields.level);
+        (&raw mut (*record).op).write(op);
+        (&raw mut (*record).reserved).write([0; 3]);
+        let path = &raw mut (*record).path;
+        path.write([0; PATH_LEN]);
+        if config!(can_read) == 1 {
+            let text = (context as u64).wrapping_add(u64::from(fields.path & 0xffff));
+            let _ = bpf_probe_read_kernel_str(path.cast(), PATH_LEN as u32, text as *const _);
+        }
+    });
+}

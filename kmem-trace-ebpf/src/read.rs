@@ -1,0 +1,153 @@
+//! The one way to read: kernel memory, constants of the kernel, and the context of a program.
+
+use core::arch::asm;
+
+use aya_ebpf::{bindings::pt_regs, helpers::bpf_probe_read_kernel};
+use kmem_trace_ebpf::config::{ABSENT, Config};
+
+/// Filled in by userspace before loading; volatile reads keep the compiler from folding the
+/// values it has at compile time.
+#[unsafe(no_mangle)]
+pub static CONFIG: Config = Config::UNSET;
+
+/// A field of [`CONFIG`] as userspace set it.
+macro_rules! config {
+    ($($field:tt)+) => {{
+        #[allow(unused_unsafe)] // it stands inside unsafe blocks too
+        let value = unsafe { core::ptr::read_volatile(&raw const $crate::read::CONFIG.$($field)+) };
+        value
+    }};
+}
+pub(crate) use config;
+
+/// Reads the member at `offset` of the kernel object at `base`. `None` where this kernel has no
+/// such member or the address cannot be read.
+#[inline(always)]
+pub fn member<T>(base: u64, offset: u32) -> Option<T> {
+    if base == 0 || offset == ABSENT {
+        return None;
+    }
+    let address = base.wrapping_add(u64::from(offset)) as *const T;
+    unsafe { bpf_probe_read_kernel(address) }.ok()
+}
+
+/// The `N`th 8-byte word of a program's context. In assembly, because the verifier takes loads
+/// from a context at fixed offsets only and the compiler would merge them into one computed one.
+#[inline(always)]
+fn word<const BYTES: i32>(context: *const u8) -> u64 {
+    let value: u64;
+    unsafe {
+        asm!(
+            "{value} = *(u64*)({context} + {offset})",
+            value = out(reg) value,
+            context = in(reg) context,
+            offset = const BYTES,
+            options(nostack, readonly),
+        );
+    }
+    value
+}
+
+/// The 4-byte word at `BYTES` of a program's context.
+#[inline(always)]
+fn half<const BYTES: i32>(context: *const u8) -> u32 {
+    let value: u64;
+    unsafe {
+        asm!(
+            "{value} = *(u32*)({context} + {offset})",
+            value = out(reg) value,
+            context = in(reg) context,
+            offset = const BYTES,
+            options(nostack, readonly),
+        );
+    }
+    value as u32
+}
+
+/// Argument `n` of a fentry, fexit or raw tracepoint program.
+#[inline(always)]
+pub fn argument(context: *const u8, n: u32) -> u64 {
+    match n {
+        0 => word::<0>(context),
+        1 => word::<8>(context),
+        2 => word::<16>(context),
+        3 => word::<24>(context),
+        4 => word::<32>(context),
+        5 => word::<40>(context),
+        6 => word::<48>(context),
+        _ => 0,
+    }
+}
+
+/// Argument `n` of a kprobe program: the System V calling convention.
+#[inline(always)]
+pub fn register_argument(regs: *const pt_regs, n: u32) -> u64 {
+    let context: *const u8 = regs.cast();
+    match n {
+        0 => word::<{ core::mem::offset_of!(pt_regs, rdi) as i32 }>(context),
+        1 => word::<{ core::mem::offset_of!(pt_regs, rsi) as i32 }>(context),
+        2 => word::<{ core::mem::offset_of!(pt_regs, rdx) as i32 }>(context),
+        3 => word::<{ core::mem::offset_of!(pt_regs, rcx) as i32 }>(context),
+        4 => word::<{ core::mem::offset_of!(pt_regs, r8) as i32 }>(context),
+        5 => word::<{ core::mem::offset_of!(pt_regs, r9) as i32 }>(context),
+        _ => 0,
+    }
+}
+
+/// What the probed function returned (kretprobe).
+#[inline(always)]
+pub fn returned(regs: *const pt_regs) -> u64 {
+    word::<{ core::mem::offset_of!(pt_regs, rax) as i32 }>(regs.cast())
+}
+
+/// The stack pointer of the probed function.
+#[inline(always)]
+pub fn stack_pointer(regs: *const pt_regs) -> u64 {
+    word::<{ core::mem::offset_of!(pt_regs, rsp) as i32 }>(regs.cast())
+}
+
+/// An 8-byte field of a tracepoint's record, at an offset that its `format` file gave.
+#[inline(always)]
+pub fn field_u64(context: *const u8, offset: u32) -> u64 {
+    match offset {
+        8 => word::<8>(context),
+        16 => word::<16>(context),
+        24 => word::<24>(context),
+        32 => word::<32>(context),
+        40 => word::<40>(context),
+        48 => word::<48>(context),
+        56 => word::<56>(context),
+        64 => word::<64>(context),
+        _ => 0,
+    }
+}
+
+/// A 4-byte field of a tracepoint's record.
+#[inline(always)]
+pub fn field_u32(context: *const u8, offset: u32) -> u32 {
+    match offset {
+        8 => half::<8>(context),
+        12 => half::<12>(context),
+        16 => half::<16>(context),
+        20 => half::<20>(context),
+        24 => half::<24>(context),
+        28 => half::<28>(context),
+        32 => half::<32>(context),
+        36 => half::<36>(context),
+        40 => half::<40>(context),
+        44 => half::<44>(context),
+        48 => half::<48>(context),
+        52 => half::<52>(context),
+        56 => half::<56>(context),
+        60 => half::<60>(context),
+        _ => 0,
+    }
+}
+
+/// Follows the pointer at `offset` of an object that the verifier knows by its type: an argument
+/// of a BTF tracepoint, or what such a load gave. No helper is called, and the verifier checks the
+/// offset against the type, so this works where lockdown forbids `bpf_probe_read_kernel`.
+#[inline(always)]
+pub fn typed<T: Copy>(object: *const u8, offset: u32) -> T {
+    unsafe { core::ptr::read_volatile(object.wrapping_add(offset as usize).cast::<T>()) }
+}

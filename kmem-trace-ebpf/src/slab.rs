@@ -1,0 +1,57 @@
+//! Slab objects: single events, on request.
+
+use aya_ebpf::helpers::generated::bpf_probe_read_kernel_str;
+use kmem_trace_ebpf::record::{CACHE_LEN, KIND_SLAB, SlabRecord};
+
+use crate::{
+    maps::{header, send},
+    read::{config, member},
+};
+
+/// What a slab tracepoint says of an object.
+pub struct Object {
+    pub op: u8,
+    pub address: u64,
+    pub call_site: u64,
+    pub bytes_req: u64,
+    pub bytes_alloc: u64,
+    pub gfp: u32,
+    pub accounted: u8,
+    /// `struct kmem_cache *`, 0 where the event has none.
+    pub cache: u64,
+}
+
+/// Streams one object's event.
+#[inline(always)]
+pub fn slab_event(object: Object) {
+    if config!(stream_slab) != 1 {
+        return;
+    }
+    let (mut bytes_req, mut bytes_alloc) = (object.bytes_req, object.bytes_alloc);
+    if bytes_alloc == 0 && config!(can_read) == 1 {
+        let size = member::<u32>(object.cache, config!(kmem_cache_object_size)).unwrap_or(0);
+        bytes_req = u64::from(size);
+        let size = member::<u32>(object.cache, config!(kmem_cache_size)).unwrap_or(0);
+        bytes_alloc = u64::from(size);
+    }
+    send::<SlabRecord>(|record| unsafe {
+        (&raw mut (*record).header).write(header(KIND_SLAB, size_of::<SlabRecord>()));
+        (&raw mut (*record).cgroup_id).write(0);
+        (&raw mut (*record).object).write(object.address);
+        (&raw mut (*record).call_site).write(object.call_site);
+        (&raw mut (*record).bytes_req).write(bytes_req);
+        (&raw mut (*record).bytes_alloc).write(bytes_alloc);
+        (&raw mut (*record).gfp).write(object.gfp);
+        (&raw mut (*record).op).write(object.op);
+        (&raw mut (*record).accounted).write(object.accounted);
+        (&raw mut (*record).reserved).write([0; 2]);
+        let name = &raw mut (*record).cache;
+        name.write([0; CACHE_LEN]);
+        if config!(can_read) == 1 {
+            let text = member::<u64>(object.cache, config!(kmem_cache_name)).unwrap_or(0);
+            if text != 0 {
+                let _ = bpf_probe_read_kernel_str(name.cast(), CACHE_LEN as u32, text as *const _);
+            }
+        }
+    });
+}

@@ -1,0 +1,90 @@
+//! What the programs add up in per-CPU maps, and the names of the places in it.
+//!
+//! Totals are monotonic: userspace sums them over the CPUs and takes differences. They stay right
+//! when a streamed record did not fit into the ring.
+
+/// `struct mem_cgroup`'s page counter `memory`: what `memory.usage_in_bytes` and
+/// `memory.current` read.
+pub const SLOT_MEMORY: usize = 0;
+/// Page counter `kmem` (v1).
+pub const SLOT_KMEM: usize = 1;
+/// Page counter `memsw` (v1) or `swap` (v2): one place in `struct mem_cgroup`.
+pub const SLOT_SWAP: usize = 2;
+/// Page counter `tcpmem` (v1).
+pub const SLOT_TCPMEM: usize = 3;
+/// How many page counters a memory cgroup has.
+pub const COUNTERS: usize = 4;
+
+/// `memory.stat` items counted in pages, from the `memcg:*` tracepoints: mapped anonymous memory.
+pub const SLOT_STAT_ANON: usize = 4;
+/// Page cache, tmpfs and swap cache (`NR_FILE_PAGES`).
+pub const SLOT_STAT_FILE: usize = 5;
+/// Kernel memory, slab included (`MEMCG_KMEM`).
+pub const SLOT_STAT_KMEM: usize = 6;
+/// Socket buffers (`MEMCG_SOCK`).
+pub const SLOT_STAT_SOCK: usize = 7;
+/// All places of a [`Totals`].
+pub const SLOTS: usize = 8;
+
+/// What one memory cgroup itself was charged and uncharged, descendants not included, in pages.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(
+    feature = "user",
+    derive(
+        zerocopy::FromBytes,
+        zerocopy::IntoBytes,
+        zerocopy::Immutable,
+        zerocopy::KnownLayout
+    )
+)]
+pub struct Totals {
+    /// Pages charged, by slot.
+    pub charged: [u64; SLOTS],
+    /// Pages uncharged, by slot.
+    pub uncharged: [u64; SLOTS],
+    /// Successful calls of the user charge path (`try_charge` and its successors).
+    pub user_charges: u64,
+    /// Refused calls of the user charge path.
+    pub user_refusals: u64,
+    /// Most pages that one change moved.
+    pub largest: u64,
+}
+
+/// What the kernel's page counters say of a cgroup's place in the tree.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(
+    feature = "user",
+    derive(
+        zerocopy::FromBytes,
+        zerocopy::IntoBytes,
+        zerocopy::Immutable,
+        zerocopy::KnownLayout
+    )
+)]
+pub struct Ancestry {
+    /// The cgroup whose `memory` counter is this one's `page_counter.parent`; 0 where there is none.
+    pub parent_id: u64,
+}
+
+/// Records that found the ring full.
+pub const LOST_RING: u32 = 0;
+/// Charges that found the totals map full.
+pub const LOST_MAP_FULL: u32 = 1;
+/// Charges whose counter could not be read or whose call was not remembered: not in any total.
+pub const LOST_UNREAD: u32 = 2;
+/// Cgroups whose ancestors were deeper than the programs walk.
+pub const LOST_DEPTH: u32 = 3;
+/// Counter changes of other controllers (hugetlb, dmem), or of cgroups that are not traced.
+pub const SEEN_ELSEWHERE: u32 = 4;
+/// Pages of those charges that are in no total (unread or map full).
+pub const LOST_PAGES: u32 = 5;
+/// Places in the tally map.
+pub const TALLIES: u32 = 6;
+
+/// How many levels of ancestors a program walks when it first sees a cgroup.
+pub const ANCESTRY_DEPTH: usize = 64;
+
+const _: () = assert!(size_of::<Totals>() == 2 * SLOTS * 8 + 24);
+const _: () = assert!(size_of::<Ancestry>() == 8);

@@ -1,0 +1,200 @@
+//! Arguments.
+
+use std::{ffi::OsString, path::PathBuf, time::Duration};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::hooks::{plan::AttachMode, table::ROLES};
+
+/// Why a container's memory usage and its node disagree: live charges of a memory cgroup,
+/// reconciled against the kernel's own figure.
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true
+)]
+pub struct Cli {
+    #[command(flatten)]
+    pub trace: TraceArgs,
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Make a cgroup, run a command in it, trace until it ends, pass its exit code on.
+    Run(RunArgs),
+    /// The built-in experiment: groups of loopback TCP connections in cgroups of their own, traced.
+    Demo(DemoArgs),
+    /// What this kernel allows: role by role, exact, bounded or missing, and why.
+    Doctor(DoctorArgs),
+}
+
+/// `--format`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    #[default]
+    Table,
+    /// JSON Lines: one object a line, "type" first.
+    Json,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct TraceArgs {
+    /// Trace the subtree of this cgroup: a path under the memory hierarchy ("test-docker-memory",
+    /// "/docker/3f2a"), a directory, or a unique part of a container id.
+    #[arg(
+        short,
+        long = "cgroup",
+        value_name = "CGROUP",
+        required_unless_present = "pid"
+    )]
+    pub cgroups: Vec<String>,
+    /// Trace the memory cgroup of this process.
+    #[arg(short, long)]
+    pub pid: Option<u32>,
+    #[command(flatten)]
+    pub common: Common,
+}
+
+/// What `trace` and `run` share.
+#[derive(Clone, Debug, Args)]
+pub struct Common {
+    /// Time between reports ("1s", "500ms").
+    #[arg(short, long, default_value = "1s", value_parser = duration)]
+    pub interval: Duration,
+    /// Stop after this time; without it, Ctrl-C ends the trace.
+    #[arg(short, long, value_parser = duration)]
+    pub duration: Option<Duration>,
+    /// Print each event instead of the periodic report; all roles but those that cost most, or
+    /// the ones named.
+    #[arg(long, value_name = "ROLE", value_delimiter = ',', num_args = 0..=1, default_missing_value = "", value_parser = role)]
+    pub events: Option<Vec<String>>,
+    #[arg(long, value_enum, default_value_t)]
+    pub format: Format,
+    /// The mechanism for all roles.
+    #[arg(long, value_enum, default_value_t)]
+    pub attach: AttachMode,
+    /// Type information for a kernel that has none of its own; must be of this very kernel.
+    #[arg(long, value_name = "FILE")]
+    pub btf: Option<PathBuf>,
+    /// Report on this many levels below each traced cgroup too.
+    #[arg(long, value_name = "LEVELS", default_value_t = 0)]
+    pub depth: u32,
+    /// Size of the ring buffer in KiB, rounded up to a power of two.
+    #[arg(long, value_name = "KIB", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..=1_048_576))]
+    pub ring: u32,
+    /// Cgroups that the kernel-side totals have room for.
+    #[arg(long, value_name = "N", default_value_t = 16384, value_parser = clap::value_parser!(u32).range(1..=4_194_304))]
+    pub max_cgroups: u32,
+    /// Write the streamed records to a file.
+    #[arg(long, value_name = "FILE")]
+    pub record: Option<PathBuf>,
+    /// Say more; twice: the BPF programs' log too.
+    #[arg(short, long, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+    /// Strike candidates out of the hook table ("role:index"), to test what comes after them.
+    #[arg(long, hide = true, value_delimiter = ',')]
+    pub strike: Vec<String>,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct RunArgs {
+    /// The cgroup to make, below the memory hierarchy's root; removed again afterwards. Without
+    /// it a name is made up.
+    #[arg(short, long = "cgroup", value_name = "NAME")]
+    pub cgroup: Option<String>,
+    #[command(flatten)]
+    pub common: Common,
+    /// The command and its arguments.
+    #[arg(last = true, required = true, value_name = "CMD")]
+    pub command: Vec<OsString>,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct DemoArgs {
+    /// How many groups, each a cgroup with a network namespace, servers and clients.
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub groups: u32,
+    /// TCP connections of each group.
+    #[arg(long, value_name = "M", default_value_t = 2000, value_parser = clap::value_parser!(u64).range(1..=10_000_000))]
+    pub connections: u64,
+    /// The cgroup to make above the groups; removed again afterwards.
+    #[arg(
+        short,
+        long = "cgroup",
+        value_name = "NAME",
+        default_value = "test-docker-memory"
+    )]
+    pub cgroup: String,
+    /// Leave the load standing until Ctrl-C.
+    #[arg(long)]
+    pub keep: bool,
+    /// The bare load, untraced (to compare with).
+    #[arg(long)]
+    pub no_trace: bool,
+    #[command(flatten)]
+    pub common: Common,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct DoctorArgs {
+    #[arg(long, value_enum, default_value_t)]
+    pub format: Format,
+    /// The mechanism for all roles, as in a trace.
+    #[arg(long, value_enum, default_value_t)]
+    pub attach: AttachMode,
+    /// Type information for a kernel that has none of its own.
+    #[arg(long, value_name = "FILE")]
+    pub btf: Option<PathBuf>,
+    /// Strike candidates out of the hook table ("role:index").
+    #[arg(long, hide = true, value_delimiter = ',')]
+    pub strike: Vec<String>,
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let parsed = humantime::parse_duration(text)
+        .map_err(|error| format!("{error}: write for example 500ms, 10s or 2m"))?;
+    if parsed < Duration::from_millis(10) {
+        return Err("less than 10ms cannot be kept: use 10ms or more".to_owned());
+    }
+    Ok(parsed)
+}
+
+fn role(text: &str) -> Result<String, String> {
+    if text.is_empty() || ROLES.iter().any(|role| role.name == text) {
+        return Ok(text.to_owned());
+    }
+    let names: Vec<_> = ROLES.iter().map(|role| role.name).collect();
+    Err(format!("no such role; there are {}", names.join(", ")))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_arguments_are_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn events_take_a_list_or_nothing() {
+        let parse =
+            |words: &[&str]| Cli::try_parse_from([&["kmem-trace", "-c", "x"], words].concat());
+        let events = |words: &[&str]| parse(words).map(|cli| cli.trace.common.events);
+        assert_eq!(events(&[]).ok(), Some(None));
+        assert_eq!(events(&["--events"]).ok(), Some(Some(vec![String::new()])));
+        assert_eq!(
+            events(&["--events", "counter.charge,limit.write"]).ok(),
+            Some(Some(vec![
+                "counter.charge".to_owned(),
+                "limit.write".to_owned()
+            ]))
+        );
+        assert!(events(&["--events", "nonsense"]).is_err());
+    }
+}

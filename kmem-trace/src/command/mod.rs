@@ -1,0 +1,11 @@
+//! The subcommands: each strings the rooms together, and owns what they do not: files, clocks,
+//! signals, processes.
+
+pub mod cli;
+pub mod demo;
+pub mod doctor;
+pub mod made;
+pub mod names;
+pub mod run;
+pub mod session;
+pub mod trace;

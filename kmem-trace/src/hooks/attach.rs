@@ -1,0 +1,268 @@
+//! A plan loaded into the kernel and attached.
+
+use std::{collections::HashSet, os::fd::AsFd as _};
+
+use anyhow::{Context as _, Result, anyhow};
+use aya::{
+    Btf, Ebpf, EbpfLoader,
+    maps::{HashMap, MapData, PerCpuArray, PerCpuHashMap, RingBuf},
+    programs::{BtfTracePoint, FEntry, FExit, KProbe, Program, RawTracePoint, TracePoint},
+};
+use kmem_trace_ebpf::{
+    config::Config,
+    totals::{Ancestry, Totals},
+};
+
+use super::{
+    allowed::cause,
+    plan::Plan,
+    stats::{self, ProgramStats},
+    table::{Hook, Place},
+};
+
+/// The compiled programs, built by `cargo xtask bpf`.
+pub static OBJECT: &[u8] = aya::include_bytes_aligned!("../bpf/kmem-trace.bpf.o");
+
+/// Sizes of what is allocated in the kernel.
+#[derive(Clone, Copy, Debug)]
+pub struct Sizes {
+    /// Bytes of the ring; a power of two, at least a page.
+    pub ring_bytes: u32,
+    /// Cgroups that the totals hold.
+    pub cgroups: u32,
+}
+
+/// Programs in place, and the maps they fill.
+pub struct Attached {
+    ebpf: Ebpf,
+    pub totals: PerCpuHashMap<MapData, u64, Totals>,
+    pub ancestry: HashMap<MapData, u64, Ancestry>,
+    pub tally: PerCpuArray<MapData, u64>,
+    /// Taken by the stream.
+    pub ring: Option<RingBuf<MapData>>,
+    /// What was attached: role and program.
+    pub programs: Vec<(&'static str, &'static str)>,
+    /// Kept over [`Self::detach`].
+    last_skipped: u64,
+}
+
+/// A candidate that the kernel refused, so that the next one can be tried.
+#[derive(Debug)]
+pub struct Refused {
+    pub role: &'static str,
+    pub candidate: usize,
+    pub why: String,
+}
+
+/// Why nothing was attached.
+#[derive(Debug)]
+pub enum AttachError {
+    Refused(Refused),
+    Other(anyhow::Error),
+}
+
+impl From<anyhow::Error> for AttachError {
+    fn from(error: anyhow::Error) -> Self {
+        Self::Other(error)
+    }
+}
+
+/// Loads the object with the plan's constants and attaches what the plan wants.
+///
+/// # Errors
+/// [`AttachError::Refused`] where the kernel does not take a candidate; everything that was
+/// attached until then is gone again.
+pub fn attach(
+    plan: &Plan,
+    config: &Config,
+    requested: &HashSet<String>,
+    sizes: Sizes,
+    btf: Option<&Btf>,
+    log_level: u8,
+) -> Result<Attached, AttachError> {
+    let mut loader = EbpfLoader::new();
+    loader
+        .btf(btf)
+        .override_global("CONFIG", config, true)
+        .override_global("AYA_LOG_LEVEL", &log_level, false)
+        .map_max_entries("RING", sizes.ring_bytes)
+        .map_max_entries("TOTALS", sizes.cgroups)
+        .map_max_entries("ANCESTRY", sizes.cgroups);
+    let mut ebpf = loader
+        .load(OBJECT)
+        .map_err(|error| anyhow!("the kernel did not take the BPF maps: {}", cause(&error)))?;
+    let mut programs = Vec::new();
+    for resolved in plan.wanted(requested) {
+        let Some((index, candidate)) = resolved.choice else {
+            continue;
+        };
+        for hook in candidate.hooks {
+            place(&mut ebpf, hook, btf).map_err(|error| {
+                AttachError::Refused(Refused {
+                    role: resolved.role.name,
+                    candidate: index,
+                    why: format!(
+                        "{} refused on {}: {error:#}",
+                        candidate.mechanism.name(),
+                        hook.symbol
+                    ),
+                })
+            })?;
+            if !programs.contains(&(resolved.role.name, hook.program)) {
+                programs.push((resolved.role.name, hook.program));
+            }
+        }
+    }
+    let mut take = |name: &str| {
+        ebpf.take_map(name)
+            .with_context(|| format!("the object has no map {name}"))
+    };
+    let totals = PerCpuHashMap::try_from(take("TOTALS")?).context("map TOTALS")?;
+    let ancestry = HashMap::try_from(take("ANCESTRY")?).context("map ANCESTRY")?;
+    let tally = PerCpuArray::try_from(take("TALLY")?).context("map TALLY")?;
+    let ring = RingBuf::try_from(take("RING")?).context("map RING")?;
+    Ok(Attached {
+        ebpf,
+        totals,
+        ancestry,
+        tally,
+        ring: Some(ring),
+        programs,
+        last_skipped: 0,
+    })
+}
+
+impl Attached {
+    /// The object, for aya-log and for the programs' own figures.
+    pub fn ebpf(&mut self) -> &mut Ebpf {
+        &mut self.ebpf
+    }
+
+    /// Figures of the attached programs, by name.
+    pub fn stats(&self) -> Vec<(&str, ProgramStats)> {
+        let mut found = Vec::new();
+        for (name, program) in self.ebpf.programs() {
+            if let Ok(fd) = program.fd()
+                && let Some(stats) = stats::of(fd.as_fd())
+            {
+                found.push((name, stats));
+            }
+        }
+        found
+    }
+
+    /// Runs that the kernel skipped of the ledger's programs, as far as it counts them.
+    pub fn skipped(&self) -> u64 {
+        let ledger = |name: &str| {
+            self.programs.iter().any(|(role, program)| {
+                *program == name && (role.starts_with("counter.") || *role == "memcg.state")
+            })
+        };
+        let now = self
+            .stats()
+            .iter()
+            .filter(|(name, _)| ledger(name))
+            .map(|(_, it)| it.skipped)
+            .sum();
+        self.last_skipped.max(now)
+    }
+
+    /// Time in the programs (ns) and their runs; `None` while the kernel does not measure.
+    pub fn run_time(&self) -> Option<(u64, u64)> {
+        let (ns, runs) = self.stats().iter().fold((0, 0), |(ns, runs), (_, stats)| {
+            (ns + stats.run_time_ns, runs + stats.run_count)
+        });
+        (runs > 0).then_some((ns, runs))
+    }
+
+    /// Takes all programs off their hooks; the maps stay readable.
+    pub fn detach(&mut self) {
+        self.last_skipped = self.skipped();
+        for (_, program) in self.ebpf.programs_mut() {
+            // Unloading drops the links with the program.
+            let _ = match program {
+                Program::KProbe(program) => program.unload(),
+                Program::FEntry(program) => program.unload(),
+                Program::FExit(program) => program.unload(),
+                Program::RawTracePoint(program) => program.unload(),
+                Program::TracePoint(program) => program.unload(),
+                Program::BtfTracePoint(program) => program.unload(),
+                _ => Ok(()),
+            };
+        }
+    }
+}
+
+fn place(ebpf: &mut Ebpf, hook: &Hook, btf: Option<&Btf>) -> Result<()> {
+    let program = ebpf
+        .program_mut(hook.program)
+        .with_context(|| format!("the object has no program {}", hook.program))?;
+    let loaded = program.fd().is_ok();
+    let refused = |error: aya::programs::ProgramError| anyhow!(refusal(&error));
+    match hook.place {
+        Place::Kprobe | Place::Kretprobe => {
+            let program: &mut KProbe = program.try_into()?;
+            if !loaded {
+                program.load().map_err(refused)?;
+            }
+            program.attach(hook.symbol, 0).map_err(refused)?;
+        }
+        Place::Fentry => {
+            let program: &mut FEntry = program.try_into()?;
+            program
+                .load(hook.symbol, btf.context("no type information")?)
+                .map_err(refused)?;
+            program.attach().map_err(refused)?;
+        }
+        Place::Fexit => {
+            let program: &mut FExit = program.try_into()?;
+            program
+                .load(hook.symbol, btf.context("no type information")?)
+                .map_err(refused)?;
+            program.attach().map_err(refused)?;
+        }
+        Place::RawTracepoint => {
+            let program: &mut RawTracePoint = program.try_into()?;
+            if !loaded {
+                program.load().map_err(refused)?;
+            }
+            program.attach(hook.symbol).map_err(refused)?;
+        }
+        Place::BtfTracepoint(_) => {
+            let program: &mut BtfTracePoint = program.try_into()?;
+            program
+                .load(hook.symbol, btf.context("no type information")?)
+                .map_err(refused)?;
+            program.attach().map_err(refused)?;
+        }
+        Place::Tracepoint(category) => {
+            let program: &mut TracePoint = program.try_into()?;
+            if !loaded {
+                program.load().map_err(refused)?;
+            }
+            program.attach(category, hook.symbol).map_err(refused)?;
+        }
+    }
+    Ok(())
+}
+
+/// What the kernel said, in one line; the verifier's log, where there is one, by its last words.
+fn refusal(error: &aya::programs::ProgramError) -> String {
+    if let aya::programs::ProgramError::LoadError {
+        io_error,
+        verifier_log,
+    } = error
+    {
+        log::debug!("verifier: {verifier_log}");
+        let text = verifier_log.to_string();
+        let last = text
+            .lines()
+            .rev()
+            .find(|line| !line.is_empty() && !line.starts_with("processed"));
+        return match last {
+            Some(line) => format!("{io_error} ({line})"),
+            None => io_error.to_string(),
+        };
+    }
+    cause(error)
+}

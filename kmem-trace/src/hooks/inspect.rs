@@ -1,0 +1,110 @@
+//! Everything a plan depends on, read from the running kernel once.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    path::{Path, PathBuf},
+};
+
+use super::{
+    allowed::Allowed,
+    layout::Sources,
+    plan::{AttachMode, Facts, Plan, Struck, resolve, symbols_wanted, tracepoints_wanted},
+};
+use crate::kernel::{
+    btf::KernelBtf,
+    cgroupfs::Hierarchy,
+    security::{self, Lockdown},
+    symbols::{self, Symbols},
+    tracefs::{Format, Tracefs},
+};
+
+/// Where the running kernel keeps its type information.
+pub const KERNEL_BTF: &str = "/sys/kernel/btf/vmlinux";
+
+/// The running kernel, as far as hooks depend on it.
+pub struct Inspection {
+    pub btf: Result<KernelBtf, String>,
+    pub btf_path: PathBuf,
+    pub symbols: Symbols,
+    pub traceable: Option<BTreeSet<String>>,
+    pub formats: HashMap<(&'static str, &'static str), Format>,
+    pub tracefs: Result<Tracefs, String>,
+    pub lockdown: Lockdown,
+    pub allowed: Allowed,
+}
+
+impl Inspection {
+    /// Reads it all. What cannot be read becomes a reason in the plan, not an error.
+    pub fn read(btf_file: Option<&Path>) -> Self {
+        let btf_path = btf_file.unwrap_or(Path::new(KERNEL_BTF)).to_owned();
+        let btf = KernelBtf::load(&btf_path).map_err(|error| {
+            if btf_file.is_none() && !btf_path.exists() {
+                "this kernel has no type information (no /sys/kernel/btf/vmlinux): pass a BTF file of this very kernel with --btf".to_owned()
+            } else {
+                error.to_string()
+            }
+        });
+        let wanted = symbols_wanted();
+        let names: Vec<&str> = wanted.iter().map(String::as_str).collect();
+        let symbols = symbols::kallsyms(&names).unwrap_or_else(|error| {
+            log::debug!("{error}");
+            Symbols::default()
+        });
+        let tracefs = Tracefs::find()
+            .or_else(|_| Tracefs::mount())
+            .map_err(|error| error.to_string());
+        let mut formats = HashMap::new();
+        let mut traceable = None;
+        if let Ok(tracefs) = &tracefs {
+            for (category, name) in tracepoints_wanted() {
+                match tracefs.event_format(category, name) {
+                    Ok(format) => {
+                        formats.insert((category, name), format);
+                    }
+                    Err(error) => log::debug!("{error}"),
+                }
+            }
+            traceable = symbols::traceable(&tracefs.root, &names).ok();
+        }
+        let lockdown = security::lockdown();
+        let allowed = Allowed::probe(
+            lockdown,
+            btf.is_ok(),
+            tracefs.as_ref().map(|_| ()).map_err(String::clone),
+        );
+        Self {
+            btf,
+            btf_path,
+            symbols,
+            traceable,
+            formats,
+            tracefs,
+            lockdown,
+            allowed,
+        }
+    }
+
+    /// The plan for this kernel.
+    pub fn plan(
+        &self,
+        hierarchy: Hierarchy,
+        attach: AttachMode,
+        struck: &Struck,
+        struck_why: &HashMap<(&'static str, usize), String>,
+    ) -> Plan {
+        let sources = Sources {
+            btf: self.btf.as_ref().map_err(String::as_str),
+            symbols: &self.symbols,
+            formats: &self.formats,
+            hierarchy,
+        };
+        resolve(&Facts {
+            sources,
+            allowed: &self.allowed,
+            traceable: self.traceable.as_ref(),
+            attach,
+            struck,
+            struck_why,
+        })
+    }
+}

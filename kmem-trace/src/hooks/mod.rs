@@ -1,0 +1,17 @@
+//! Which program goes on which hook of this kernel: one table, a plan made from it, and the plan
+//! carried out.
+//!
+//! - [`table`]: roles and their candidates, and all that is known about each.
+//! - [`allowed`]: what this kernel lets us do, found by trying.
+//! - [`inspect`]: everything a plan depends on, read once.
+//! - [`layout`]: struct offsets, argument positions and item numbers, from type information.
+//! - [`plan`]: the candidate chosen for each role, and why.
+//! - [`attach`]: the plan loaded and attached.
+
+pub mod allowed;
+pub mod attach;
+pub mod inspect;
+pub mod layout;
+pub mod plan;
+pub mod stats;
+pub mod table;

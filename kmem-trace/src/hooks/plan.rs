@@ -1,0 +1,399 @@
+//! The candidate chosen for each role of the table, and why. Pure: facts in, plan out.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+
+use kmem_trace_ebpf::config::Config;
+use serde::Serialize;
+
+use super::{
+    allowed::Allowed,
+    layout::{self, Layout, Sources},
+    table::{Candidate, Mechanism, Need, Place, ROLES, Role, Status},
+};
+
+/// `--attach`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum AttachMode {
+    /// Charges and limits by kprobe, slab by whatever is cheapest; tracepoints alone where the
+    /// kernel allows no more.
+    #[default]
+    Auto,
+    Kprobe,
+    Fentry,
+    Tracepoint,
+}
+
+/// A candidate of a role, by its place in the table.
+pub type Struck = HashSet<(&'static str, usize)>;
+
+/// Everything a plan depends on.
+pub struct Facts<'a> {
+    pub sources: Sources<'a>,
+    pub allowed: &'a Allowed,
+    /// Functions that kprobes and fentry can be put on; `None` where the list cannot be read.
+    pub traceable: Option<&'a BTreeSet<String>>,
+    pub attach: AttachMode,
+    /// Candidates that are not to be used: they failed to attach, or a test struck them out.
+    pub struck: &'a Struck,
+    pub struck_why: &'a HashMap<(&'static str, usize), String>,
+}
+
+/// What serves a role.
+#[derive(Clone, Debug)]
+pub struct Resolved {
+    pub role: &'static Role,
+    pub choice: Option<(usize, &'static Candidate)>,
+    pub status: Status,
+    /// Why not something better, or what to know.
+    pub why: String,
+}
+
+/// A resolved role as printed and put into JSON.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Row {
+    pub role: &'static str,
+    pub symbol: Option<String>,
+    pub mechanism: Option<&'static str>,
+    pub status: Status,
+    pub why: String,
+    /// Attached in a plain `kmem-trace --cgroup`; others wait to be asked for.
+    pub default: bool,
+}
+
+impl Resolved {
+    pub fn row(&self, default: bool) -> Row {
+        Row {
+            role: self.role.name,
+            symbol: self.choice.map(|(_, candidate)| symbols_of(candidate)),
+            mechanism: self.choice.map(|(_, candidate)| candidate.mechanism.name()),
+            status: self.status,
+            why: self.why.clone(),
+            default,
+        }
+    }
+}
+
+/// The plan of a run.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    pub roles: Vec<Resolved>,
+    pub config: Config,
+    /// The ledger follows page counters, exactly; otherwise `memory.stat` items, within a bound.
+    pub exact: bool,
+}
+
+impl Plan {
+    pub fn role(&self, name: &str) -> Option<&Resolved> {
+        self.roles
+            .iter()
+            .find(|resolved| resolved.role.name == name)
+    }
+
+    /// Whether the ledger has something to go by.
+    pub fn has_ledger(&self) -> bool {
+        self.exact
+            || self
+                .role("memcg.state")
+                .is_some_and(|resolved| resolved.choice.is_some())
+    }
+
+    /// The roles a run attaches: all that are on by default and those of `requested`. Items of
+    /// `memory.stat` are the ledger's where there are no page counters.
+    pub fn wanted(&self, requested: &HashSet<String>) -> Vec<&Resolved> {
+        self.roles
+            .iter()
+            .filter(|resolved| {
+                let name = resolved.role.name;
+                self.is_default(resolved) || requested.contains(name)
+            })
+            .collect()
+    }
+
+    fn is_default(&self, resolved: &Resolved) -> bool {
+        match resolved.role.name {
+            "memcg.state" => !self.exact,
+            _ => !resolved.role.on_request,
+        }
+    }
+
+    pub fn rows(&self) -> Vec<Row> {
+        self.roles
+            .iter()
+            .map(|resolved| resolved.row(self.is_default(resolved)))
+            .collect()
+    }
+
+    /// The mechanisms in use, for the headline.
+    pub fn mechanisms(&self, requested: &HashSet<String>) -> Vec<&'static str> {
+        let mut names = Vec::new();
+        for resolved in self.wanted(requested) {
+            if let Some((_, candidate)) = resolved.choice
+                && !names.contains(&candidate.mechanism.name())
+            {
+                names.push(candidate.mechanism.name());
+            }
+        }
+        names
+    }
+}
+
+/// Chooses.
+pub fn resolve(facts: &Facts<'_>) -> Plan {
+    let Layout { mut config, unmet } = layout::resolve(&facts.sources);
+    config.can_read = u32::from(facts.allowed.reads.is_ok());
+    let roles: Vec<_> = ROLES
+        .iter()
+        .map(|role| choose(role, facts, &unmet, &mut config))
+        .collect();
+    if roles.iter().any(|resolved| {
+        resolved.role.name.starts_with("slab.")
+            && matches!(resolved.choice, Some((_, it)) if it.mechanism == Mechanism::Tracepoint)
+    }) {
+        layout::slab_records(facts.sources.formats, &mut config);
+    }
+    let exact = ["counter.charge", "counter.uncharge"].iter().all(|name| {
+        roles
+            .iter()
+            .any(|resolved| resolved.role.name == *name && resolved.choice.is_some())
+    });
+    Plan {
+        roles,
+        config,
+        exact,
+    }
+}
+
+/// Why a candidate was passed over.
+enum Passed {
+    /// For the other cgroup version: no reason that anybody asked for.
+    OtherHierarchy(String),
+    /// An older or newer kernel's symbol.
+    Absent(String),
+    /// The kernel, or what is known of it, does not allow it.
+    Refused(String),
+}
+
+impl Passed {
+    fn text(&self) -> &str {
+        match self {
+            Self::OtherHierarchy(text) | Self::Absent(text) | Self::Refused(text) => text,
+        }
+    }
+}
+
+fn choose(
+    role: &'static Role,
+    facts: &Facts<'_>,
+    unmet: &HashMap<Need, String>,
+    config: &mut Config,
+) -> Resolved {
+    let mut passed = Vec::new();
+    for (index, candidate) in order(role, facts.attach) {
+        match fits(role, index, candidate, facts, unmet, config) {
+            Ok(()) => {
+                let refused = passed.iter().find_map(|reason| match reason {
+                    Passed::Refused(text) => Some(text.as_str()),
+                    _ => None,
+                });
+                let remark = (!candidate.remark.is_empty()).then_some(candidate.remark);
+                let why: Vec<&str> = remark.into_iter().chain(refused).collect();
+                return Resolved {
+                    role,
+                    choice: Some((index, candidate)),
+                    status: candidate.gives,
+                    why: why.join("; "),
+                };
+            }
+            Err(reason) => passed.push(reason),
+        }
+    }
+    // The most telling reason: a refusal before an absence before the other hierarchy.
+    let rank = |reason: &&Passed| match reason {
+        Passed::Refused(_) => 0,
+        Passed::Absent(_) => 1,
+        Passed::OtherHierarchy(_) => 2,
+    };
+    let first = passed
+        .iter()
+        .min_by_key(rank)
+        .map_or("nothing in the table fits", Passed::text);
+    Resolved {
+        role,
+        choice: None,
+        status: Status::Missing,
+        why: format!("{first}; {}", role.without),
+    }
+}
+
+/// The candidates in the order in which `--attach` wants them tried.
+fn order(role: &'static Role, attach: AttachMode) -> Vec<(usize, &'static Candidate)> {
+    let all = role.candidates.iter().enumerate();
+    let forced = match attach {
+        AttachMode::Auto => return all.collect(),
+        AttachMode::Kprobe => Mechanism::Kprobe,
+        AttachMode::Fentry => Mechanism::Fentry,
+        AttachMode::Tracepoint => Mechanism::Tracepoint,
+    };
+    // A role that has no candidate of the forced kind is served by tracepoints: they are all that
+    // some roles have. Only `--attach tracepoint` may leave a role unserved.
+    let has_forced = role
+        .candidates
+        .iter()
+        .any(|candidate| candidate.mechanism == forced);
+    all.filter(|(_, candidate)| {
+        candidate.mechanism == forced
+            || (forced == Mechanism::Tracepoint && candidate.mechanism == Mechanism::BtfTracepoint)
+            || (!has_forced
+                && forced != Mechanism::Tracepoint
+                && matches!(
+                    candidate.mechanism,
+                    Mechanism::Tracepoint | Mechanism::RawTracepoint
+                ))
+    })
+    .collect()
+}
+
+fn fits(
+    role: &'static Role,
+    index: usize,
+    candidate: &'static Candidate,
+    facts: &Facts<'_>,
+    unmet: &HashMap<Need, String>,
+    config: &mut Config,
+) -> Result<(), Passed> {
+    if facts.struck.contains(&(role.name, index)) {
+        let why = facts.struck_why.get(&(role.name, index)).cloned();
+        return Err(Passed::Refused(
+            why.unwrap_or_else(|| "struck out".to_owned()),
+        ));
+    }
+    for need in [Need::V1, Need::V2] {
+        if candidate.needs.contains(&need)
+            && let Some(why) = unmet.get(&need)
+        {
+            return Err(Passed::OtherHierarchy(why.clone()));
+        }
+    }
+    let verdict = facts.allowed.mechanism(candidate.mechanism);
+    verdict.clone().map_err(Passed::Refused)?;
+    for hook in candidate.hooks {
+        present(hook.symbol, hook.place, facts)?;
+    }
+    for need in candidate.needs {
+        if *need == Need::UserChargeArguments {
+            let symbol = candidate.hooks.first().map_or("", |hook| hook.symbol);
+            layout::user_charge(facts.sources.btf, symbol, config).map_err(Passed::Refused)?;
+        } else if let Some(why) = unmet.get(need) {
+            return Err(Passed::Refused(why.clone()));
+        }
+    }
+    Ok(())
+}
+
+/// Whether this kernel has what a hook goes on.
+fn present(symbol: &str, place: Place, facts: &Facts<'_>) -> Result<(), Passed> {
+    let there = |yes: bool, category: &str| {
+        let name = if category.is_empty() {
+            symbol.to_owned()
+        } else {
+            format!("{category}:{symbol}")
+        };
+        yes.then_some(())
+            .ok_or_else(|| Passed::Absent(format!("this kernel has no tracepoint {name}")))
+    };
+    let btf_has = |name: &str| facts.sources.btf.is_ok_and(|btf| btf.has_function(name));
+    match place {
+        Place::Tracepoint(category) => there(
+            facts.sources.formats.contains_key(&(category, symbol)),
+            category,
+        ),
+        // `__traceiter_NAME` is what type information has of a tracepoint.
+        Place::BtfTracepoint(category) => {
+            there(btf_has(&format!("__traceiter_{symbol}")), category)
+        }
+        Place::RawTracepoint => there(
+            facts
+                .sources
+                .symbols
+                .has_function(&format!("__traceiter_{symbol}"))
+                || facts.sources.formats.keys().any(|key| key.1 == symbol),
+            "",
+        ),
+        Place::Kprobe | Place::Kretprobe | Place::Fentry | Place::Fexit => {
+            if !facts.sources.symbols.has_function(symbol) {
+                let twins = facts.sources.symbols.twins.get(symbol);
+                return Err(match twins.and_then(|twins| twins.first()) {
+                    Some(twin) => Passed::Refused(format!(
+                        "no symbol {symbol}, only {twin}: the compiler took it apart"
+                    )),
+                    None => Passed::Absent(format!("no symbol {symbol}")),
+                });
+            }
+            if facts.traceable.is_some_and(|list| !list.contains(symbol)) {
+                return Err(Passed::Refused(format!(
+                    "{symbol} is not in available_filter_functions"
+                )));
+            }
+            if matches!(place, Place::Fentry | Place::Fexit) && !btf_has(symbol) {
+                return Err(Passed::Refused(format!(
+                    "type information has no function {symbol}"
+                )));
+            }
+            Ok(())
+        }
+    }
+}
+
+/// `page_counter_charge + page_counter_try_charge`, each once.
+fn symbols_of(candidate: &Candidate) -> String {
+    let mut names: Vec<String> = Vec::new();
+    for hook in candidate.hooks {
+        let name = match hook.place {
+            Place::Tracepoint(category) | Place::BtfTracepoint(category) => {
+                format!("{category}:{}", hook.symbol)
+            }
+            _ => hook.symbol.to_owned(),
+        };
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    names.join(" + ")
+}
+
+/// Every kernel symbol the table names, and those the layout needs: what to look for in kallsyms.
+pub fn symbols_wanted() -> Vec<String> {
+    let mut wanted = vec!["memory_cgrp_subsys".to_owned()];
+    for hook in ROLES
+        .iter()
+        .flat_map(|role| role.candidates)
+        .flat_map(|it| it.hooks)
+    {
+        let name = match hook.place {
+            Place::Tracepoint(_) | Place::BtfTracepoint(_) => continue,
+            Place::RawTracepoint => format!("__traceiter_{}", hook.symbol),
+            _ => hook.symbol.to_owned(),
+        };
+        if !wanted.contains(&name) {
+            wanted.push(name);
+        }
+    }
+    wanted
+}
+
+/// Every classic tracepoint the table names, the slab ones included.
+pub fn tracepoints_wanted() -> Vec<(&'static str, &'static str)> {
+    let mut wanted = Vec::new();
+    for hook in ROLES
+        .iter()
+        .flat_map(|role| role.candidates)
+        .flat_map(|it| it.hooks)
+    {
+        if let Place::Tracepoint(category) = hook.place
+            && !wanted.contains(&(category, hook.symbol))
+        {
+            wanted.push((category, hook.symbol));
+        }
+    }
+    wanted
+}

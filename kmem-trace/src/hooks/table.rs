@@ -1,0 +1,408 @@
+//! THE table: every role, its candidates (best first), what each needs and what is lost without.
+//!
+//! Nothing here compares a kernel version. A candidate counts if its symbols, types and
+//! tracepoints are there; `doctor` prints what came of it.
+
+/// How a program hears of an event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Mechanism {
+    Kprobe,
+    Fentry,
+    RawTracepoint,
+    Tracepoint,
+    /// A raw tracepoint whose arguments the verifier knows by type.
+    BtfTracepoint,
+}
+
+impl Mechanism {
+    /// As users know it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Kprobe => "kprobe",
+            Self::Fentry => "fentry",
+            Self::RawTracepoint => "raw tracepoint",
+            Self::Tracepoint => "tracepoint",
+            Self::BtfTracepoint => "BTF tracepoint",
+        }
+    }
+}
+
+/// Where in a function, or on which tracepoint, one program goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    Kprobe,
+    Kretprobe,
+    Fentry,
+    Fexit,
+    RawTracepoint,
+    /// A classic tracepoint of this category.
+    Tracepoint(&'static str),
+    /// A tracepoint of this category by its BTF type: needs no tracefs.
+    BtfTracepoint(&'static str),
+}
+
+/// One program on one symbol.
+#[derive(Clone, Copy, Debug)]
+pub struct Hook {
+    pub symbol: &'static str,
+    pub program: &'static str,
+    pub place: Place,
+}
+
+/// Something a candidate cannot do without, beyond its symbols.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Need {
+    /// From a page counter to its cgroup: members, and the address of `memory_cgrp_subsys`.
+    CounterOwner,
+    /// From a `struct mem_cgroup` to its id.
+    MemcgId,
+    /// Positions of the user charge's arguments, by name.
+    UserChargeArguments,
+    /// From a `struct kernfs_open_file` to cgroup and file name.
+    OpenFile,
+    /// Items of `memory.stat` and their numbers.
+    StatItems,
+    /// The traced cgroups are of cgroup v1.
+    V1,
+    /// The traced cgroups are of cgroup v2.
+    V2,
+}
+
+/// How good a candidate's answer is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    Exact,
+    Bounded,
+    Missing,
+}
+
+/// One way to serve a role.
+#[derive(Clone, Copy, Debug)]
+pub struct Candidate {
+    pub mechanism: Mechanism,
+    pub hooks: &'static [Hook],
+    pub needs: &'static [Need],
+    pub gives: Status,
+    /// What to know about it; empty where there is nothing.
+    pub remark: &'static str,
+}
+
+/// One thing to be seen.
+#[derive(Clone, Copy, Debug)]
+pub struct Role {
+    pub name: &'static str,
+    /// What it is for, in a few words.
+    pub purpose: &'static str,
+    pub candidates: &'static [Candidate],
+    /// What the tool cannot say without it.
+    pub without: &'static str,
+    /// Attached only when asked for (`--events`), because it costs more than it tells.
+    pub on_request: bool,
+}
+
+macro_rules! hooks {
+    ($($program:literal $place:expr, $symbol:literal;)*) => {
+        &[$(Hook { symbol: $symbol, program: $program, place: $place }),*]
+    };
+}
+
+use Mechanism as M;
+use Place as P;
+
+/// The user charge path by any of its names.
+macro_rules! user_charge {
+    ($($symbol:literal, $remark:literal;)*) => {
+        &[
+            $(Candidate {
+                mechanism: M::Kprobe,
+                hooks: hooks! { "kp_user_charge" P::Kprobe, $symbol; "kr_user_charge" P::Kretprobe, $symbol; },
+                needs: &[Need::MemcgId, Need::UserChargeArguments],
+                gives: Status::Exact,
+                remark: $remark,
+            },)*
+            $(Candidate {
+                mechanism: M::Fentry,
+                hooks: hooks! { "fx_user_charge" P::Fexit, $symbol; },
+                needs: &[Need::MemcgId, Need::UserChargeArguments],
+                gives: Status::Exact,
+                remark: $remark,
+            },)*
+        ]
+    };
+}
+
+/// One slab event under its three mechanisms, the cheapest first.
+macro_rules! slab_candidates {
+    ($($raw:literal $classic:literal $tracepoint:literal),*) => {
+        &[
+            Candidate {
+                mechanism: M::RawTracepoint,
+                hooks: hooks! { $($raw P::RawTracepoint, $tracepoint;)* },
+                needs: &[],
+                gives: Status::Exact,
+                remark: "",
+            },
+            Candidate {
+                mechanism: M::Tracepoint,
+                hooks: hooks! { $($classic P::Tracepoint("kmem"), $tracepoint;)* },
+                needs: &[],
+                gives: Status::Bounded,
+                remark: "cache names and payers need kernel reads, which are not allowed here",
+            },
+        ]
+    };
+}
+
+/// Roles in the order of the ledger's need for them.
+pub static ROLES: &[Role] = &[
+    Role {
+        name: "counter.charge",
+        purpose: "every page charged to a memory cgroup",
+        candidates: &[
+            Candidate {
+                mechanism: M::Kprobe,
+                hooks: hooks! {
+                    "kp_counter_charge" P::Kprobe, "page_counter_charge";
+                    "kp_counter_try_charge" P::Kprobe, "page_counter_try_charge";
+                    "kr_counter_try_charge" P::Kretprobe, "page_counter_try_charge";
+                },
+                needs: &[Need::CounterOwner, Need::MemcgId],
+                gives: Status::Exact,
+                remark: "",
+            },
+            Candidate {
+                mechanism: M::Fentry,
+                hooks: hooks! {
+                    "fe_counter_charge" P::Fentry, "page_counter_charge";
+                    "fx_counter_try_charge" P::Fexit, "page_counter_try_charge";
+                },
+                needs: &[Need::CounterOwner, Need::MemcgId],
+                gives: Status::Exact,
+                remark: "",
+            },
+        ],
+        without: "charges are not seen one by one: usage is followed by memory.stat items (memcg.state), within a bound",
+        on_request: false,
+    },
+    Role {
+        name: "counter.uncharge",
+        purpose: "every page given back",
+        candidates: &[
+            Candidate {
+                mechanism: M::Kprobe,
+                hooks: hooks! { "kp_counter_uncharge" P::Kprobe, "page_counter_uncharge"; },
+                needs: &[Need::CounterOwner, Need::MemcgId],
+                gives: Status::Exact,
+                remark: "",
+            },
+            Candidate {
+                mechanism: M::Fentry,
+                hooks: hooks! { "fe_counter_uncharge" P::Fentry, "page_counter_uncharge"; },
+                needs: &[Need::CounterOwner, Need::MemcgId],
+                gives: Status::Exact,
+                remark: "",
+            },
+        ],
+        without: "uncharges are not seen one by one",
+        on_request: false,
+    },
+    Role {
+        name: "memcg.state",
+        purpose: "memory.stat items counted in pages: anon, file, kernel, sockets",
+        candidates: &[
+            // First, because classic tracepoints are skipped while any other of them runs on the
+            // same CPU, and these events nest.
+            Candidate {
+                mechanism: M::BtfTracepoint,
+                hooks: hooks! {
+                    "tb_memcg_state" P::BtfTracepoint("memcg"), "mod_memcg_state";
+                    "tb_memcg_lruvec_state" P::BtfTracepoint("memcg"), "mod_memcg_lruvec_state";
+                },
+                needs: &[Need::StatItems, Need::MemcgId],
+                gives: Status::Bounded,
+                remark: "does not see pages that wait in per-CPU stocks",
+            },
+            Candidate {
+                mechanism: M::Tracepoint,
+                hooks: hooks! {
+                    "tp_memcg_state" P::Tracepoint("memcg"), "mod_memcg_state";
+                    "tp_memcg_lruvec_state" P::Tracepoint("memcg"), "mod_memcg_lruvec_state";
+                },
+                needs: &[Need::StatItems],
+                gives: Status::Bounded,
+                remark: "does not see pages that wait in per-CPU stocks",
+            },
+        ],
+        without: "without kprobes and fentry, no ledger",
+        on_request: true,
+    },
+    Role {
+        name: "charge.user",
+        purpose: "who asked for pages, and was refused",
+        candidates: user_charge! {
+            "try_charge_memcg", "";
+            "try_charge", "";
+            "__mem_cgroup_try_charge", "";
+            "mem_cgroup_try_charge", "page cache and anonymous pages only";
+        },
+        without: "limit hits and the tasks that ask are not seen",
+        on_request: false,
+    },
+    Role {
+        name: "limit.write",
+        purpose: "writes to limit files",
+        candidates: &[
+            Candidate {
+                mechanism: M::Kprobe,
+                hooks: hooks! {
+                    "kp_limit_write" P::Kprobe, "mem_cgroup_write";
+                    "kr_limit_write" P::Kretprobe, "mem_cgroup_write";
+                },
+                needs: &[Need::V1, Need::OpenFile],
+                gives: Status::Exact,
+                remark: "v1 files",
+            },
+            Candidate {
+                mechanism: M::Fentry,
+                hooks: hooks! { "fx_limit_write" P::Fexit, "mem_cgroup_write"; },
+                needs: &[Need::V1, Need::OpenFile],
+                gives: Status::Exact,
+                remark: "v1 files",
+            },
+            Candidate {
+                mechanism: M::Kprobe,
+                hooks: hooks! {
+                    "kp_limit_write" P::Kprobe, "memory_max_write";
+                    "kr_limit_write" P::Kretprobe, "memory_max_write";
+                    "kp_limit_write" P::Kprobe, "memory_high_write";
+                    "kr_limit_write" P::Kretprobe, "memory_high_write";
+                },
+                needs: &[Need::V2, Need::OpenFile],
+                gives: Status::Exact,
+                remark: "memory.max and memory.high",
+            },
+            Candidate {
+                mechanism: M::Fentry,
+                hooks: hooks! {
+                    "fx_limit_write" P::Fexit, "memory_max_write";
+                },
+                needs: &[Need::V2, Need::OpenFile],
+                gives: Status::Exact,
+                remark: "memory.max only: one fexit program, one function",
+            },
+        ],
+        without: "limit writes are not visible",
+        on_request: false,
+    },
+    Role {
+        name: "cgroup.lifecycle",
+        purpose: "cgroups made, removed, renamed; tasks moved",
+        candidates: &[
+            Candidate {
+                mechanism: M::Tracepoint,
+                hooks: hooks! {
+                    "tp_cgroup_mkdir" P::Tracepoint("cgroup"), "cgroup_mkdir";
+                    "tp_cgroup_rmdir" P::Tracepoint("cgroup"), "cgroup_rmdir";
+                    "tp_cgroup_release" P::Tracepoint("cgroup"), "cgroup_release";
+                    "tp_cgroup_rename" P::Tracepoint("cgroup"), "cgroup_rename";
+                    "tp_cgroup_attach_task" P::Tracepoint("cgroup"), "cgroup_attach_task";
+                },
+                needs: &[],
+                gives: Status::Exact,
+                remark: "",
+            },
+            Candidate {
+                mechanism: M::BtfTracepoint,
+                hooks: hooks! {
+                    "tb_cgroup_mkdir" P::BtfTracepoint("cgroup"), "cgroup_mkdir";
+                    "tb_cgroup_rmdir" P::BtfTracepoint("cgroup"), "cgroup_rmdir";
+                    "tb_cgroup_release" P::BtfTracepoint("cgroup"), "cgroup_release";
+                    "tb_cgroup_rename" P::BtfTracepoint("cgroup"), "cgroup_rename";
+                    "tb_cgroup_attach_task" P::BtfTracepoint("cgroup"), "cgroup_attach_task";
+                },
+                needs: &[Need::MemcgId],
+                gives: Status::Bounded,
+                remark: "names come from directories, so a cgroup that is gone before a look stays nameless",
+            },
+        ],
+        without: "cgroups that come and go between two looks stay nameless",
+        on_request: false,
+    },
+    Role {
+        name: "slab.alloc",
+        purpose: "slab objects allocated",
+        candidates: slab_candidates!(
+            "rt_cache_alloc" "tp_cache_alloc" "kmem_cache_alloc",
+            "rt_kmalloc" "tp_kmalloc" "kmalloc"
+        ),
+        without: "slab allocations are not seen",
+        on_request: true,
+    },
+    Role {
+        name: "slab.free",
+        purpose: "slab objects freed",
+        candidates: slab_candidates!(
+            "rt_cache_free" "tp_cache_free" "kmem_cache_free",
+            "rt_kfree" "tp_kfree" "kfree"
+        ),
+        without: "slab frees are not seen",
+        on_request: true,
+    },
+];
+
+/// The role of that name.
+pub fn role(name: &str) -> Option<&'static Role> {
+    ROLES.iter().find(|role| role.name == name)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn every_role_has_one_name_and_says_what_is_lost_without_it() {
+        let names: HashSet<_> = ROLES.iter().map(|role| role.name).collect();
+        assert_eq!(names.len(), ROLES.len());
+        assert!(
+            ROLES
+                .iter()
+                .all(|role| !role.without.is_empty() && !role.purpose.is_empty())
+        );
+    }
+
+    #[test]
+    fn every_hook_names_a_program_of_the_object() {
+        let bytes = super::super::attach::OBJECT;
+        for hook in ROLES
+            .iter()
+            .flat_map(|role| role.candidates)
+            .flat_map(|it| it.hooks)
+        {
+            let name = hook.program.as_bytes();
+            assert!(
+                bytes.windows(name.len()).any(|window| window == name),
+                "{} is not in the object",
+                hook.program
+            );
+        }
+    }
+
+    #[test]
+    fn a_candidate_uses_one_mechanism() {
+        for candidate in ROLES.iter().flat_map(|role| role.candidates) {
+            for hook in candidate.hooks {
+                let mechanism = match hook.place {
+                    P::Kprobe | P::Kretprobe => M::Kprobe,
+                    P::Fentry | P::Fexit => M::Fentry,
+                    P::RawTracepoint => M::RawTracepoint,
+                    P::Tracepoint(_) => M::Tracepoint,
+                    P::BtfTracepoint(_) => M::BtfTracepoint,
+                };
+                assert_eq!(mechanism, candidate.mechanism, "{}", hook.program);
+            }
+        }
+    }
+}

@@ -1,0 +1,5 @@
+//! The ledger against the kernel's own figures: explained, bound, residual. Pure.
+
+pub mod breakdown;
+pub mod report;
+pub mod usage;

@@ -1,0 +1,133 @@
+//! What a run has to say, computed once: the view only formats it.
+
+use serde::Serialize;
+
+use super::{breakdown::Breakdown, usage::Reconciled};
+
+/// Three kinds of loss, counted apart.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Lost {
+    /// Records that found the ring full. Totals are not touched by it.
+    pub ring: u64,
+    /// Charges that found the totals map full, or could not be read.
+    pub map_full: u64,
+    /// Runs of programs that the kernel skipped, as far as it counts them.
+    pub skipped: u64,
+}
+
+impl Lost {
+    pub fn is_nothing(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// A page counter beside `memory`, reconciled like it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct CounterReport {
+    /// `kmem`, `memsw`, `swap` or `tcpmem`.
+    pub counter: &'static str,
+    pub usage_bytes: u64,
+    pub ledger_bytes: i64,
+    pub residual_bytes: i64,
+    pub bound_bytes: u64,
+}
+
+impl CounterReport {
+    pub fn new(counter: &'static str, reconciled: &Reconciled) -> Self {
+        Self {
+            counter,
+            usage_bytes: reconciled.kernel_bytes,
+            ledger_bytes: reconciled.ledger_bytes,
+            residual_bytes: reconciled.residual_bytes,
+            bound_bytes: reconciled.bound.total_bytes(),
+        }
+    }
+
+    pub fn holds(&self) -> bool {
+        self.residual_bytes.unsigned_abs() <= self.bound_bytes
+    }
+}
+
+/// What the bound is made of, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct BoundTerms {
+    pub skew: u64,
+    pub in_flight: u64,
+    pub stock: u64,
+    pub base: u64,
+    pub lost: u64,
+}
+
+/// One cgroup at one moment.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Report {
+    pub elapsed_s: f64,
+    /// Path below the hierarchy's root; bytes that are no text are escaped.
+    pub cgroup: String,
+    pub cgroup_id: u64,
+    /// Cgroups below it that live, and that are dead but were charged.
+    pub descendants: usize,
+    pub dead_descendants: usize,
+    pub usage_bytes: u64,
+    pub ledger_bytes: i64,
+    pub residual_bytes: i64,
+    pub bound_bytes: u64,
+    pub bound_terms: BoundTerms,
+    pub kmem_bytes: Option<u64>,
+    pub counters: Vec<CounterReport>,
+    pub breakdown: Breakdown,
+    /// Pages charged and uncharged since the start, in bytes.
+    pub charged_bytes: u64,
+    pub uncharged_bytes: u64,
+    /// Calls of the user charge path since the start; `None` where they are not seen.
+    pub user_charges: Option<u64>,
+    pub user_refusals: Option<u64>,
+    /// What the streamed records alone say moved, and what the kernel-side totals say, in bytes.
+    /// They differ by what is still in the ring, and by `lost.ring`.
+    pub streamed_bytes: Option<i64>,
+    pub totals_bytes: i64,
+    pub lost: Lost,
+    /// Of this report's figures, which are lower bounds or not visible, and why.
+    pub limits: Vec<String>,
+}
+
+impl Report {
+    /// Whether every figure is within its bound.
+    pub fn holds(&self) -> bool {
+        self.residual_bytes.unsigned_abs() <= self.bound_bytes
+            && self.counters.iter().all(CounterReport::holds)
+    }
+}
+
+/// What the tracer itself costs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct SelfCost {
+    /// Time in our BPF programs; `None` unless the kernel's BPF statistics were on.
+    pub bpf_run_ns: Option<u64>,
+    pub bpf_runs: Option<u64>,
+    /// CPU time of the tracer's process, seconds.
+    pub cpu_s: f64,
+    pub rss_bytes: u64,
+}
+
+/// Do the streamed records and the kernel-side totals say the same?
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct StreamCheck {
+    pub records: u64,
+    /// Cgroups and counters whose streamed sum is not the total.
+    pub differences: usize,
+    /// `true`: equal in every cgroup and counter.
+    pub agrees: bool,
+}
+
+/// The end of a run.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Summary {
+    #[serde(flatten)]
+    pub report: Report,
+    /// Plain sentences.
+    pub verdict: Vec<String>,
+    pub stream: Option<StreamCheck>,
+    #[serde(rename = "self")]
+    pub own: SelfCost,
+}

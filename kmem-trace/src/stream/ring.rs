@@ -1,0 +1,60 @@
+//! The ring buffer as a source of batches.
+
+use std::os::fd::{AsRawFd, RawFd};
+
+use aya::maps::{MapData, RingBuf};
+use bytes::BytesMut;
+use tokio::io::{Interest, unix::AsyncFd};
+
+use super::decode::Batch;
+
+/// A batch is handed on when it has grown to this many bytes, so that a flood cannot keep the
+/// reader from ever handing anything on.
+const BATCH_BYTES: usize = 256 * 1024;
+
+/// The map, and with it the descriptor that is watched.
+struct Watched(RingBuf<MapData>);
+
+impl AsRawFd for Watched {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
+/// The consuming end of the ring.
+pub struct Ring {
+    watched: AsyncFd<Watched>,
+}
+
+impl Ring {
+    /// Takes the map over. Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// Where the runtime cannot watch the map's descriptor.
+    pub fn new(ring: RingBuf<MapData>) -> std::io::Result<Self> {
+        // SAFETY: the descriptor is the map's own, stays the same and open until the map is
+        // dropped, and the map is owned by what watches it.
+        let watched =
+            unsafe { AsyncFd::register_with_interest(Watched(ring), Interest::READABLE) }?;
+        Ok(Self { watched })
+    }
+
+    /// Returns when the programs have woken us because the ring fills.
+    pub async fn filling(&mut self) {
+        if let Ok(mut guard) = self.watched.readable().await {
+            guard.clear_ready();
+        }
+    }
+
+    /// What waits in the ring, at most a batch; an empty batch means nothing waits.
+    pub fn drain(&mut self) -> Batch {
+        let mut bytes = BytesMut::new();
+        while bytes.len() < BATCH_BYTES {
+            let Some(item) = self.watched.get_mut().0.next() else {
+                break;
+            };
+            bytes.extend_from_slice(&item);
+        }
+        Batch::new(bytes.freeze())
+    }
+}

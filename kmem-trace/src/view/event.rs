@@ -1,0 +1,215 @@
+//! Records → events as printed: one line of text, or one JSON object.
+
+use kmem_trace_ebpf::record::{
+    Header, OP_ATTACH, OP_CHARGE, OP_FREE, OP_MKDIR, OP_REFUSED, OP_RELEASE, OP_RENAME, OP_RMDIR,
+    OP_TRY_CHARGE, OP_UNCHARGE,
+};
+use serde::Serialize;
+
+use super::{name, size};
+use crate::stream::decode::{Record, text};
+
+/// An event of a role. Keys that do not apply are absent.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Event {
+    pub role: &'static str,
+    pub time_ns: u64,
+    pub cpu: u32,
+    pub pid: u32,
+    pub comm: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cgroup: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cgroup_id: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub counter: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub item: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pages: Option<i64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cache: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub call_site: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub accounted: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub file: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub text: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub task: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub result: Option<String>,
+}
+
+/// What an event needs to know beyond its record.
+pub trait Names {
+    /// The cgroup of that id, as printed.
+    fn cgroup(&self, id: u64) -> String;
+    /// The counter of a slot: `memory`, `kmem`, `memsw` or `swap`, `tcpmem`.
+    fn counter(&self, slot: u8) -> &'static str;
+    /// `memory.stat` item of that number.
+    fn item(&self, item: i32) -> String;
+    /// The function an address is in.
+    fn call_site(&self, address: u64) -> String;
+}
+
+impl Event {
+    /// The event of a record.
+    pub fn of(record: &Record<'_>, names: &dyn Names) -> Self {
+        let mut event = Self::from_header(record.header());
+        match record {
+            Record::Counter(it) => {
+                event.role = if it.op == OP_UNCHARGE {
+                    "counter.uncharge"
+                } else {
+                    "counter.charge"
+                };
+                event.names(it.cgroup_id, names);
+                event.counter = Some(names.counter(it.slot));
+                event.pages = Some(it.pages.cast_signed());
+                event.result = match it.op {
+                    OP_CHARGE => Some("charged".to_owned()),
+                    OP_TRY_CHARGE => Some("charged within the limit".to_owned()),
+                    OP_REFUSED => Some("refused: limit reached".to_owned()),
+                    _ => Some("uncharged".to_owned()),
+                };
+            }
+            Record::UserCharge(it) => {
+                event.role = "charge.user";
+                event.names(it.cgroup_id, names);
+                event.pages = Some(i64::from(it.pages));
+                event.result = Some(outcome(i64::from(it.result)));
+            }
+            Record::State(it) => {
+                event.role = "memcg.state";
+                event.names(it.cgroup_id, names);
+                event.item = Some(names.item(it.item));
+                event.pages = Some(i64::from(it.pages));
+            }
+            Record::Slab(it) => {
+                event.role = if it.op == OP_FREE {
+                    "slab.free"
+                } else {
+                    "slab.alloc"
+                };
+                event.bytes = (it.bytes_alloc != 0).then_some(it.bytes_alloc);
+                event.call_site = Some(names.call_site(it.call_site));
+                let cache = text(&it.cache);
+                event.cache = (!cache.is_empty()).then(|| name::printable(cache));
+                event.accounted = (it.accounted < 2).then_some(it.accounted == 1);
+            }
+            Record::Limit(it) => {
+                event.role = "limit.write";
+                event.names(it.cgroup_id, names);
+                event.file = Some(name::printable(text(&it.file)));
+                event.text = Some(name::printable(text(&it.text).trim_ascii()));
+                event.result = Some(outcome(it.result));
+            }
+            Record::Cgroup(it) => {
+                event.role = "cgroup.lifecycle";
+                event.names(it.cgroup_id, names);
+                event.task = (it.op == OP_ATTACH).then_some(it.task);
+                event.result = Some(
+                    match it.op {
+                        OP_MKDIR => "made",
+                        OP_RMDIR => "removed",
+                        OP_RELEASE => "released",
+                        OP_RENAME => "renamed",
+                        OP_ATTACH => "task moved in",
+                        _ => "changed",
+                    }
+                    .to_owned(),
+                );
+            }
+        }
+        event
+    }
+
+    fn from_header(header: &Header) -> Self {
+        Self {
+            time_ns: header.time_ns,
+            cpu: header.cpu,
+            pid: header.pid,
+            comm: name::printable(text(&header.comm)),
+            ..Self::default()
+        }
+    }
+
+    fn names(&mut self, cgroup_id: u64, names: &dyn Names) {
+        self.cgroup_id = Some(cgroup_id);
+        self.cgroup = Some(names.cgroup(cgroup_id));
+    }
+
+    /// One line of text; `since_ns` is the time of the first event.
+    pub fn line(&self, since_ns: u64) -> String {
+        let seconds = self.time_ns.saturating_sub(since_ns) as f64 / 1e9;
+        let mut line = format!(
+            "{seconds:>11.6}  cpu {:<3} {:>7} {:<16} {:<17}",
+            self.cpu, self.pid, self.comm, self.role
+        );
+        let mut add = |part: String| {
+            line.push(' ');
+            line.push_str(&part);
+        };
+        if let Some(cgroup) = &self.cgroup {
+            add(cgroup.clone());
+        }
+        if let Some(counter) = self.counter {
+            add(counter.to_owned());
+        }
+        if let Some(item) = &self.item {
+            add(item.clone());
+        }
+        if let Some(pages) = self.pages {
+            add(format!("{pages} pages"));
+        }
+        if let Some(cache) = &self.cache {
+            add(cache.clone());
+        }
+        if let Some(bytes) = self.bytes {
+            add(size::human(bytes));
+        }
+        if let Some(call_site) = &self.call_site {
+            add(format!("at {call_site}"));
+        }
+        if let Some(accounted) = self.accounted {
+            add(if accounted {
+                "accounted"
+            } else {
+                "not accounted"
+            }
+            .to_owned());
+        }
+        if let Some(file) = &self.file {
+            add(file.clone());
+        }
+        if let Some(text) = &self.text {
+            add(format!("\"{text}\""));
+        }
+        if let Some(task) = self.task {
+            add(format!("task {task}"));
+        }
+        if let Some(result) = &self.result {
+            add(result.clone());
+        }
+        line
+    }
+}
+
+/// A kernel function's return value in words.
+fn outcome(result: i64) -> String {
+    if result >= 0 {
+        return "ok".to_owned();
+    }
+    match i32::try_from(-result) {
+        Ok(number) => {
+            let errno = nix::errno::Errno::from_raw(number);
+            format!("{errno:?}: {}", errno.desc())
+        }
+        Err(_) => format!("error {result}"),
+    }
+}

@@ -1,0 +1,40 @@
+//! JSON Lines: one object a line, `type` first. The keys are a contract (README, "JSON").
+
+use std::io::{self, Write};
+
+use serde::Serialize;
+
+use crate::{
+    hooks::plan::Row,
+    reconcile::report::{Report, Summary},
+};
+
+/// What is in force when a trace begins.
+#[derive(Clone, Debug, Serialize)]
+pub struct PlanLine<'a> {
+    pub kernel: &'a str,
+    pub hierarchy: &'a str,
+    pub lockdown: &'a str,
+    pub mode: &'a str,
+    pub roles: &'a [Row],
+}
+
+/// Any line.
+#[derive(Clone, Debug, Serialize)]
+#[serde(tag = "type", rename_all = "lowercase")]
+pub enum Line<'a> {
+    Plan(PlanLine<'a>),
+    Event(super::event::Event),
+    Report(&'a Report),
+    Summary(&'a Summary),
+}
+
+/// Writes one line.
+///
+/// # Errors
+/// Where the output does not take it (a closed pipe, a full disk).
+pub fn write(out: &mut impl Write, line: &Line<'_>) -> io::Result<()> {
+    serde_json::to_writer(&mut *out, line)?;
+    out.write_all(b"\n")?;
+    out.flush()
+}

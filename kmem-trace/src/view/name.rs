@@ -1,0 +1,51 @@
+//! Names that the kernel takes as any bytes, made safe to print: nothing a cgroup or a process is
+//! called can reach the terminal as a control sequence or break a line.
+
+use std::ffi::OsStr;
+use std::fmt::Write as _;
+use std::os::unix::ffi::OsStrExt as _;
+
+/// `bytes` as text: control characters and what is no UTF-8 as `\xNN`, a backslash as `\\`.
+pub fn printable(bytes: &[u8]) -> String {
+    let mut out = String::with_capacity(bytes.len());
+    for chunk in bytes.utf8_chunks() {
+        for character in chunk.valid().chars() {
+            match character {
+                '\\' => out.push_str("\\\\"),
+                // Direction marks reorder what follows them on the screen.
+                '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{200e}' | '\u{200f}' => {
+                    let _ = write!(out, "\\u{{{:x}}}", u32::from(character));
+                }
+                _ if character.is_control() => {
+                    let mut utf8 = [0; 4];
+                    for byte in character.encode_utf8(&mut utf8).bytes() {
+                        let _ = write!(out, "\\x{byte:02x}");
+                    }
+                }
+                _ => out.push(character),
+            }
+        }
+        for byte in chunk.invalid() {
+            let _ = write!(out, "\\x{byte:02x}");
+        }
+    }
+    out
+}
+
+/// The same for a path.
+pub fn path(name: &OsStr) -> String {
+    printable(name.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_name_reaches_the_terminal_as_a_control_sequence() {
+        assert_eq!(printable(b"a\x1b[2Jb\nc"), "a\\x1b[2Jb\\x0ac");
+        assert_eq!(printable(b"\xff\xfeok \xc3\xa9"), "\\xff\\xfeok \u{e9}");
+        assert_eq!(printable("a\u{9b}b".as_bytes()), "a\\xc2\\x9bb");
+        assert_eq!(printable("a\u{202e}b".as_bytes()), "a\\u{202e}b");
+    }
+}

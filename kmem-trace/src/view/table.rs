@@ -1,0 +1,294 @@
+//! The screen: how a cgroup's usage comes about, in one look.
+
+use std::io::{self, Write};
+
+use super::size::{count, human, signed};
+use crate::{
+    hooks::{plan::Row, table::Status},
+    reconcile::report::{Report, Summary},
+};
+
+/// What stands above every screen.
+#[derive(Clone, Debug)]
+pub struct Headline {
+    pub kernel: String,
+    /// `v1` or `v2`.
+    pub hierarchy: String,
+    /// `kprobe + tracepoint`.
+    pub mechanisms: String,
+    /// What this mode cannot see; empty where it sees all.
+    pub blind: Vec<String>,
+}
+
+/// Width of the column of labels.
+const LABEL: usize = 28;
+/// Width of the column of figures.
+const FIGURE: usize = 16;
+
+/// Prints the headline, once.
+///
+/// # Errors
+/// Where the output does not take it.
+pub fn headline(out: &mut impl Write, head: &Headline) -> io::Result<()> {
+    writeln!(
+        out,
+        "kmem-trace · Linux {} · cgroup {} · {}",
+        head.kernel, head.hierarchy, head.mechanisms
+    )?;
+    for line in &head.blind {
+        writeln!(out, "  cannot see: {line}")?;
+    }
+    out.flush()
+}
+
+/// Prints one cgroup's report.
+///
+/// # Errors
+/// Where the output does not take it.
+pub fn report(out: &mut impl Write, report: &Report, usage_file: &str) -> io::Result<()> {
+    let below = match (report.descendants, report.dead_descendants) {
+        (0, 0) => String::new(),
+        (living, 0) => format!("  ({living} below)"),
+        (living, dead) => format!("  ({living} below, {dead} dead)"),
+    };
+    writeln!(out)?;
+    let title = format!("{}{below}", report.cgroup);
+    writeln!(
+        out,
+        "{title:<62}{:>10}",
+        format!("+{:.1} s", report.elapsed_s)
+    )?;
+    row(out, usage_file, &human(report.usage_bytes), "")?;
+    let parts = &report.breakdown;
+    if let Some(anon) = parts.anon {
+        row(
+            out,
+            "  anon",
+            &human(anon),
+            &share(anon, report.usage_bytes),
+        )?;
+    }
+    if let Some(file) = parts.file {
+        row(
+            out,
+            "  file",
+            &human(file),
+            &share(file, report.usage_bytes),
+        )?;
+    }
+    if let Some(kernel) = parts.kernel {
+        let mut inside = Vec::new();
+        for (name, value) in [
+            ("slab", parts.slab),
+            ("stacks", parts.kernel_stack),
+            ("page tables", parts.page_tables),
+            ("per-CPU", parts.percpu),
+            ("other", parts.other_kernel),
+        ] {
+            if let Some(value) = value {
+                inside.push(format!("{name} {}", human(value)));
+            }
+        }
+        let inside = if inside.is_empty() {
+            "this kernel does not divide it".to_owned()
+        } else {
+            inside.join(" · ")
+        };
+        row(
+            out,
+            "  kernel",
+            &human(kernel),
+            &format!("{:<9}{inside}", share(kernel, report.usage_bytes)),
+        )?;
+    }
+    if let Some(sock) = parts.sock.filter(|sock| *sock > 0) {
+        row(
+            out,
+            "  sockets",
+            &human(sock),
+            &share(sock, report.usage_bytes),
+        )?;
+    }
+    if let Some(stock) = parts.stock {
+        row(
+            out,
+            "  per-CPU stock and lag",
+            &signed_plain(stock),
+            "usage minus the lines above",
+        )?;
+    }
+    row(
+        out,
+        "ledger",
+        &human_signed(report.ledger_bytes),
+        &format!(
+            "+{} -{} since the start",
+            human(report.charged_bytes),
+            human(report.uncharged_bytes)
+        ),
+    )?;
+    row(
+        out,
+        "unexplained",
+        &signed(report.residual_bytes),
+        &bound_text(report),
+    )?;
+    for counter in &report.counters {
+        let verdict = if counter.residual_bytes == 0 {
+            "ledger equal".to_owned()
+        } else {
+            format!(
+                "unexplained {} (bound {})",
+                signed(counter.residual_bytes),
+                human(counter.bound_bytes)
+            )
+        };
+        row(out, counter.counter, &human(counter.usage_bytes), &verdict)?;
+    }
+    let rate = report.user_charges.map(|charges| {
+        format!(
+            "{} charges by tasks, {} refused · ",
+            count(charges),
+            count(report.user_refusals.unwrap_or(0))
+        )
+    });
+    writeln!(
+        out,
+        "since start: {}{}",
+        rate.unwrap_or_default(),
+        lost_text(report)
+    )?;
+    for limit in &report.limits {
+        writeln!(out, "  note: {limit}")?;
+    }
+    out.flush()
+}
+
+fn bound_text(report: &Report) -> String {
+    let terms = &report.bound_terms;
+    let parts: Vec<String> = [
+        ("in flight", terms.in_flight),
+        ("moved while reading", terms.skew),
+        ("per-CPU stocks", terms.stock),
+        ("unsure at attach", terms.base),
+        ("lost", terms.lost),
+    ]
+    .into_iter()
+    .filter(|(_, bytes)| *bytes > 0)
+    .map(|(name, bytes)| format!("{name} {}", human(bytes)))
+    .collect();
+    let verdict = if report.residual_bytes == 0 {
+        "ledger = usage ✓"
+    } else if report.holds() {
+        "within the bound ✓"
+    } else {
+        "BEYOND THE BOUND ✗"
+    };
+    format!(
+        "{verdict}  bound {} = {}",
+        human(report.bound_bytes),
+        parts.join(" + ")
+    )
+}
+
+fn lost_text(report: &Report) -> String {
+    let lost = &report.lost;
+    if lost.is_nothing() {
+        return "nothing lost".to_owned();
+    }
+    format!(
+        "LOST: {} records (ring full; totals not touched), {} charges (map full or unreadable), {} program runs skipped",
+        count(lost.ring),
+        count(lost.map_full),
+        count(lost.skipped)
+    )
+}
+
+/// Prints the end of a run.
+///
+/// # Errors
+/// Where the output does not take it.
+pub fn summary(out: &mut impl Write, summary: &Summary) -> io::Result<()> {
+    writeln!(out)?;
+    for sentence in &summary.verdict {
+        writeln!(out, "{sentence}")?;
+    }
+    let own = &summary.own;
+    write!(
+        out,
+        "tracer: {:.2} s CPU, {} RSS",
+        own.cpu_s,
+        human(own.rss_bytes)
+    )?;
+    if let (Some(ns), Some(runs)) = (own.bpf_run_ns, own.bpf_runs) {
+        write!(
+            out,
+            ", {} BPF runs in {:.3} s",
+            count(runs),
+            ns as f64 / 1e9
+        )?;
+    }
+    writeln!(out)?;
+    out.flush()
+}
+
+/// Prints the plan as a table.
+///
+/// # Errors
+/// Where the output does not take it.
+pub fn plan(out: &mut impl Write, rows: &[Row]) -> io::Result<()> {
+    writeln!(
+        out,
+        "{:<17} {:<8} {:<15} SYMBOL",
+        "ROLE", "STATUS", "MECHANISM"
+    )?;
+    for row in rows {
+        let status = match row.status {
+            Status::Exact => "exact",
+            Status::Bounded => "bounded",
+            Status::Missing => "missing",
+        };
+        writeln!(
+            out,
+            "{:<17} {status:<8} {:<15} {}",
+            row.role,
+            row.mechanism.unwrap_or("-"),
+            row.symbol.as_deref().unwrap_or("-")
+        )?;
+        if !row.why.is_empty() {
+            writeln!(out, "{:<17} {}", "", row.why)?;
+        }
+        if !row.default && row.status != Status::Missing {
+            writeln!(
+                out,
+                "{:<17} (not attached unless asked for: --events {})",
+                "", row.role
+            )?;
+        }
+    }
+    out.flush()
+}
+
+fn row(out: &mut impl Write, label: &str, figure: &str, remark: &str) -> io::Result<()> {
+    let line = format!("{label:<LABEL$}{figure:>FIGURE$}   {remark}");
+    writeln!(out, "{}", line.trim_end())
+}
+
+fn share(part: u64, whole: u64) -> String {
+    if whole == 0 {
+        return String::new();
+    }
+    format!("{:.1} %", part as f64 * 100.0 / whole as f64)
+}
+
+fn human_signed(bytes: i64) -> String {
+    if bytes < 0 {
+        format!("-{}", human(bytes.unsigned_abs()))
+    } else {
+        human(bytes.unsigned_abs())
+    }
+}
+
+fn signed_plain(bytes: i64) -> String {
+    human_signed(bytes)
+}
