@@ -290,7 +290,7 @@ impl<'a> Trace<'a> {
                 continue;
             }
             match self.common.format {
-                Format::Json => self.line(&Line::Event(event))?,
+                Format::Json => self.line(&Line::Event(&event))?,
                 Format::Table => {
                     let since = *self.first_event_ns.get_or_insert(event.time_ns);
                     let result = writeln!(self.out, "{}", event.line(since));

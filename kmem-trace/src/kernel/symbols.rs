@@ -75,60 +75,96 @@ pub fn kallsyms(wanted: &[&str]) -> Result<Symbols, FileError> {
 /// # Errors
 /// [`LineError`] for a line that is not address, kind and name.
 pub fn parse_kallsyms(bytes: &[u8], wanted: &[&str]) -> Result<Symbols, LineError> {
-    let wanted: HashMap<&[u8], &str> = wanted.iter().map(|name| (name.as_bytes(), *name)).collect();
+    // By the name up to its first dot, so that one look-up a line serves both name and twins.
+    let mut stems: HashMap<&[u8], Vec<&str>> = HashMap::new();
+    for name in wanted {
+        let all = stems.entry(stem(name.as_bytes())).or_default();
+        if !all.contains(name) {
+            all.push(name);
+        }
+    }
     let mut symbols = Symbols::default();
     let (mut any_line, mut any_address) = (false, false);
     for (number, line) in file::lines(bytes) {
         let wrong = || LineError::new(number, "not a line of address, kind and name");
-        let mut words = file::words(line);
-        let (Some(address), Some([kind]), Some(name)) = (words.next(), words.next(), words.next())
-        else {
-            return Err(wrong());
-        };
+        let Line {
+            address,
+            kind,
+            name,
+            module,
+        } = split(line).ok_or_else(wrong)?;
         any_line = true;
         any_address |= address.iter().any(|digit| *digit != b'0');
-        let stem = name.split(|byte| *byte == b'.').next().unwrap_or(name);
-        let exact = wanted.get(name);
-        let of = wanted.get(stem).filter(|_| stem.len() < name.len());
-        if exact.is_none() && of.is_none() {
+        let Some(wanted) = stems.get(stem(name)) else {
             continue;
-        }
-        if let Some(of) = of {
-            let twins = symbols.twins.entry((*of).to_owned()).or_default();
-            let twin = file::text(name);
-            if !twins.contains(&twin) {
-                twins.push(twin);
-            }
-        }
-        if let Some(exact) = exact {
-            let address = std::str::from_utf8(address)
-                .ok()
-                .and_then(|digits| u64::from_str_radix(digits, 16).ok())
-                .ok_or_else(wrong)?;
-            let module = words.next().map(|module| {
-                let module = module.strip_prefix(b"[").unwrap_or(module);
-                file::text(module.strip_suffix(b"]").unwrap_or(module))
-            });
-            symbols
-                .found
-                .entry((*exact).to_owned())
-                .or_default()
-                .push(Symbol {
+        };
+        for of in wanted {
+            if of.as_bytes() == name {
+                let address = std::str::from_utf8(address)
+                    .ok()
+                    .and_then(|digits| u64::from_str_radix(digits, 16).ok())
+                    .ok_or_else(wrong)?;
+                let found = symbols.found.entry((*of).to_owned()).or_default();
+                found.push(Symbol {
                     address,
-                    kind: char::from(*kind),
-                    module,
+                    kind: char::from(kind),
+                    module: module.map(file::text),
                 });
+            } else if of.as_bytes() == stem(name) {
+                let twins = symbols.twins.entry((*of).to_owned()).or_default();
+                let twin = file::text(name);
+                if !twins.contains(&twin) {
+                    twins.push(twin);
+                }
+            }
         }
     }
     symbols.addresses_hidden = any_line && !any_address;
     Ok(symbols)
 }
 
+/// The name without what the compiler added.
+fn stem(name: &[u8]) -> &[u8] {
+    let end = name.iter().position(|byte| *byte == b'.');
+    &name[..end.unwrap_or(name.len())]
+}
+
+/// A line of kallsyms, still bytes.
+struct Line<'a> {
+    address: &'a [u8],
+    kind: u8,
+    name: &'a [u8],
+    module: Option<&'a [u8]>,
+}
+
+fn split(line: &[u8]) -> Option<Line<'_>> {
+    let blank = line.iter().position(|byte| *byte == b' ')?;
+    let (address, rest) = line.split_at(blank);
+    let [b' ', kind, b' ', rest @ ..] = rest else {
+        return None;
+    };
+    let end = rest.iter().position(|byte| matches!(byte, b'\t' | b' '));
+    let (name, rest) = rest.split_at(end.unwrap_or(rest.len()));
+    if address.is_empty() || name.is_empty() {
+        return None;
+    }
+    let module = rest
+        .trim_ascii()
+        .strip_prefix(b"[")
+        .and_then(|module| module.strip_suffix(b"]"));
+    Some(Line {
+        address,
+        kind: *kind,
+        name,
+        module,
+    })
+}
+
 /// Reads `available_filter_functions` in the tracefs mounted at `tracefs`: those of `wanted` that
 /// ftrace can hook.
 ///
 /// # Errors
-/// [`FileError`]; [`FileError::is_denied`] under lockdown `confidentiality`.
+/// [`FileError`]; [`FileError::is_denied`] where the kernel refuses it, even to root.
 pub fn traceable(tracefs: &Path, wanted: &[&str]) -> Result<BTreeSet<String>, FileError> {
     let bytes = file::read(&tracefs.join("available_filter_functions"))?;
     Ok(parse_traceable(&bytes, wanted))

@@ -108,9 +108,9 @@ impl Streamed {
             if let Some(totals) = reading.get(&id) {
                 total.add(totals);
             }
-            for slot in 0..SLOTS {
-                if streamed[slot] != total.net[slot] {
-                    found.push((id, slot, streamed[slot], total.net[slot]));
+            for (slot, (streamed, total)) in streamed.iter().zip(&total.net).enumerate() {
+                if streamed != total {
+                    found.push((id, slot, *streamed, *total));
                 }
             }
         }

@@ -91,7 +91,7 @@ fn constants(plan: &Plan, request: &Request) -> Result<Config> {
     for (place, target) in config.roots.iter_mut().zip(&request.targets) {
         *place = Root {
             id: target.id,
-            level: target.level as u32,
+            level: target.level,
             reserved: 0,
         };
     }
