@@ -20,6 +20,7 @@ use aya_ebpf::{
         RetProbeContext, TracePointContext,
     },
 };
+use aya_log_ebpf::debug;
 use kmem_trace_ebpf::{
     config::ABSENT,
     record::{
@@ -34,8 +35,10 @@ use crate::{
     lifecycle::{Fields, cgroup_event},
     limit::{Handler, kmem_limit_entered, kmem_limit_written, limit_entered, limit_written},
     maps::{recall, remember, tally},
+    memcg::{typed_cgroup_id, typed_id},
     read::{
         argument, config, field_u32, field_u64, member, register_argument, returned, stack_pointer,
+        typed,
     },
     slab::{Object, slab_event},
 };
@@ -60,20 +63,31 @@ macro_rules! handler {
 
 #[kprobe]
 pub fn kp_counter_charge(ctx: ProbeContext) -> u32 {
-    counter_changed(register_argument(ctx.regs, 0), register_argument(ctx.regs, 1), OP_CHARGE);
+    counter_changed(
+        register_argument(ctx.regs, 0),
+        register_argument(ctx.regs, 1),
+        OP_CHARGE,
+    );
     0
 }
 
 #[kprobe]
 pub fn kp_counter_uncharge(ctx: ProbeContext) -> u32 {
-    counter_changed(register_argument(ctx.regs, 0), register_argument(ctx.regs, 1), OP_UNCHARGE);
+    counter_changed(
+        register_argument(ctx.regs, 0),
+        register_argument(ctx.regs, 1),
+        OP_UNCHARGE,
+    );
     0
 }
 
 #[kprobe]
 pub fn kp_counter_try_charge(ctx: ProbeContext) -> u32 {
     let pages = register_argument(ctx.regs, 1);
-    if !remember(stack_pointer(ctx.regs), [register_argument(ctx.regs, 0), pages, 0]) {
+    if !remember(
+        stack_pointer(ctx.regs),
+        [register_argument(ctx.regs, 0), pages, 0],
+    ) {
         tally(LOST_UNREAD, 1);
         tally(LOST_PAGES, pages);
     }
@@ -86,7 +100,11 @@ pub fn kr_counter_try_charge(ctx: RetProbeContext) -> u32 {
     if let Some([counter, pages, _]) = recall(stack_pointer(regs).wrapping_sub(RETURN_ADDRESS)) {
         // `bool`: only the low byte of the register is defined.
         let charged = returned(regs) & 0xff != 0;
-        counter_changed(counter, pages, if charged { OP_TRY_CHARGE } else { OP_REFUSED });
+        counter_changed(
+            counter,
+            pages,
+            if charged { OP_TRY_CHARGE } else { OP_REFUSED },
+        );
     }
     0
 }
@@ -264,15 +282,19 @@ pub fn tp_memcg_lruvec_state(ctx: TracePointContext) -> u32 {
 
 #[inline(always)]
 fn cgroup_tracepoint(ctx: TracePointContext, op: u8) -> u32 {
-    let ctx = ctx.as_ptr().cast_const().cast();
+    let record = ctx.as_ptr().cast_const().cast();
     let fields = Fields {
-        hierarchy: field_u32(ctx, config!(cgroup_root)),
-        level: field_u32(ctx, config!(cgroup_lvl)),
-        cgroup_id: field_u64(ctx, config!(cgroup_id)),
-        path: field_u32(ctx, config!(cgroup_path)),
+        hierarchy: field_u32(record, config!(cgroup_root)),
+        level: field_u32(record, config!(cgroup_lvl)),
+        cgroup_id: field_u64(record, config!(cgroup_id)),
+        path: field_u32(record, config!(cgroup_path)),
         task: 0,
     };
-    cgroup_event(ctx, op, &fields);
+    cgroup_event(record, op, &fields);
+    debug!(
+        &ctx,
+        "cgroup {} of hierarchy {}: event {}", fields.cgroup_id, fields.hierarchy, op
+    );
     0
 }
 
@@ -308,6 +330,71 @@ pub fn tp_cgroup_attach_task(ctx: TracePointContext) -> u32 {
     };
     cgroup_event(ctx, OP_ATTACH, &fields);
     0
+}
+
+// --- BTF tracepoints: the same where lockdown hides tracefs, and with it all classic ones --------
+
+#[inline(always)]
+fn typed_state(ctx: BtfTracePointContext, lruvec: bool) -> i32 {
+    let memcg: *const u8 = ctx.arg(0);
+    let (item, pages) = (ctx.arg::<i32>(1), ctx.arg::<i32>(2));
+    state_changed(typed_id(memcg), item, pages, lruvec);
+    0
+}
+
+#[btf_tracepoint]
+pub fn tb_memcg_state(ctx: BtfTracePointContext) -> i32 {
+    typed_state(ctx, false)
+}
+
+#[btf_tracepoint]
+pub fn tb_memcg_lruvec_state(ctx: BtfTracePointContext) -> i32 {
+    typed_state(ctx, true)
+}
+
+#[inline(always)]
+fn typed_cgroup(ctx: BtfTracePointContext, op: u8) -> i32 {
+    let cgroup: *const u8 = ctx.arg(0);
+    let root: *const u8 = typed(cgroup, config!(cgroup_root_member));
+    let mut task = 0;
+    if op == OP_ATTACH {
+        // (dst_cgrp, path, task, threadgroup)
+        task = typed(ctx.arg(2), config!(task_pid));
+    }
+    let fields = Fields {
+        hierarchy: typed(root, config!(cgroup_root_number)),
+        level: typed(cgroup, config!(cgroup_level)),
+        cgroup_id: typed_cgroup_id(cgroup),
+        path: 0,
+        task,
+    };
+    cgroup_event(ctx.as_ptr().cast_const().cast(), op, &fields);
+    0
+}
+
+#[btf_tracepoint]
+pub fn tb_cgroup_mkdir(ctx: BtfTracePointContext) -> i32 {
+    typed_cgroup(ctx, OP_MKDIR)
+}
+
+#[btf_tracepoint]
+pub fn tb_cgroup_rmdir(ctx: BtfTracePointContext) -> i32 {
+    typed_cgroup(ctx, OP_RMDIR)
+}
+
+#[btf_tracepoint]
+pub fn tb_cgroup_release(ctx: BtfTracePointContext) -> i32 {
+    typed_cgroup(ctx, OP_RELEASE)
+}
+
+#[btf_tracepoint]
+pub fn tb_cgroup_rename(ctx: BtfTracePointContext) -> i32 {
+    typed_cgroup(ctx, OP_RENAME)
+}
+
+#[btf_tracepoint]
+pub fn tb_cgroup_attach_task(ctx: BtfTracePointContext) -> i32 {
+    typed_cgroup(ctx, OP_ATTACH)
 }
 
 // --- slab: classic tracepoints, raw tracepoints and their BTF-typed form -----------------------

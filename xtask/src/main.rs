@@ -1,7 +1,9 @@
 //! The chores of the repository, one subcommand and one file (or room) each.
 
+mod bpf;
 mod libtest;
 mod process;
+mod rust_src;
 mod vm;
 mod workspace;
 
@@ -21,12 +23,15 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Chore {
+    /// Build the BPF object that kmem-trace embeds, or check that it is fresh.
+    Bpf(bpf::Arguments),
     /// Boot a Debian kernel in QEMU and run the kernel tests, or a command, in it.
-    Vm(vm::Arguments),
+    Vm(Box<vm::Arguments>),
 }
 
 fn main() -> ExitCode {
     let result = match Arguments::parse().chore {
+        Chore::Bpf(arguments) => bpf::main(&arguments),
         Chore::Vm(arguments) => vm::main(&arguments),
     };
     result.unwrap_or_else(|error| {

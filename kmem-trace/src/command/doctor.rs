@@ -9,10 +9,11 @@ use anyhow::Result;
 
 use super::{
     cli::{DoctorArgs, Format},
+    session::{Request, attaching},
     trace::struck,
 };
 use crate::{
-    hooks::inspect::Inspection,
+    hooks::{attach::Sizes, inspect::Inspection, plan::Plan, table::ROLES},
     kernel::{
         cgroupfs::{Hierarchy, MemoryMount},
         proc,
@@ -30,8 +31,10 @@ use crate::{
 pub fn main(args: &DoctorArgs) -> Result<()> {
     let inspection = Inspection::read(args.btf.as_deref());
     let mount = MemoryMount::find();
-    let hierarchy = mount.as_ref().map_or(Hierarchy::V2, |mount| mount.hierarchy);
-    let plan = inspection.plan(hierarchy, args.attach, &struck(&args.strike)?, &HashMap::new());
+    let hierarchy = mount
+        .as_ref()
+        .map_or(Hierarchy::V2, |mount| mount.hierarchy);
+    let plan = tried(&inspection, hierarchy, args)?;
     let rows = plan.rows();
     let kernel = proc::release();
     let version = match hierarchy {
@@ -48,13 +51,23 @@ pub fn main(args: &DoctorArgs) -> Result<()> {
     if args.format == Format::Json {
         json::write(
             &mut out,
-            &Line::Plan(PlanLine { kernel: &kernel, hierarchy: version, lockdown: &lockdown, mode, roles: &rows }),
+            &Line::Plan(PlanLine {
+                kernel: &kernel,
+                hierarchy: version,
+                lockdown: &lockdown,
+                mode,
+                roles: &rows,
+            }),
         )?;
         return Ok(());
     }
     writeln!(out, "kernel          Linux {kernel}")?;
     match &mount {
-        Ok(mount) => writeln!(out, "memory cgroups  {version} at {}", mount.mount_point.display())?,
+        Ok(mount) => writeln!(
+            out,
+            "memory cgroups  {version} at {}",
+            mount.mount_point.display()
+        )?,
         Err(error) => writeln!(out, "memory cgroups  none: {error}")?,
     }
     writeln!(out, "lockdown        {lockdown}")?;
@@ -62,14 +75,22 @@ pub fn main(args: &DoctorArgs) -> Result<()> {
         Ok(()) => "yes".to_owned(),
         Err(why) => format!("no: {why}"),
     };
-    writeln!(out, "type info       {}", match &inspection.btf {
-        Ok(_) => format!("{}", inspection.btf_path.display()),
-        Err(why) => format!("none: {why}"),
-    })?;
-    writeln!(out, "tracefs         {}", match &inspection.tracefs {
-        Ok(path) => format!("{}", path.display()),
-        Err(why) => format!("none: {why}"),
-    })?;
+    writeln!(
+        out,
+        "type info       {}",
+        match &inspection.btf {
+            Ok(_) => format!("{}", inspection.btf_path.display()),
+            Err(why) => format!("none: {why}"),
+        }
+    )?;
+    writeln!(
+        out,
+        "tracefs         {}",
+        match &inspection.tracefs {
+            Ok(path) => format!("{}", path.display()),
+            Err(why) => format!("none: {why}"),
+        }
+    )?;
     let allowed = &inspection.allowed;
     writeln!(out, "BPF             {}", verdict(&allowed.bpf))?;
     writeln!(out, "kernel reads    {}", verdict(&allowed.reads))?;
@@ -79,4 +100,30 @@ pub fn main(args: &DoctorArgs) -> Result<()> {
     writeln!(out, "ledger          {mode}\n")?;
     table::plan(&mut out, &rows)?;
     Ok(())
+}
+
+/// The plan as it comes out when it is really attached, for a moment and to nobody's cgroup; where
+/// nothing may be attached, the plan as it looks from here.
+fn tried(inspection: &Inspection, hierarchy: Hierarchy, args: &DoctorArgs) -> Result<Plan> {
+    let strike = struck(&args.strike)?;
+    if inspection.allowed.bpf.is_err() {
+        return Ok(inspection.plan(hierarchy, args.attach, &strike, &HashMap::new()));
+    }
+    let request = Request {
+        targets: Vec::new(),
+        hierarchy,
+        attach: args.attach,
+        btf: args.btf.clone(),
+        roles: ROLES.iter().map(|role| role.name.to_owned()).collect(),
+        sizes: Sizes {
+            ring_bytes: 4096,
+            cgroups: 1,
+        },
+        depth: 0,
+        log_level: 0,
+        strike,
+    };
+    attaching::raise_memlock();
+    let (plan, _) = attaching::attach_best(inspection, &request)?;
+    Ok(plan)
 }

@@ -81,6 +81,8 @@ pub struct Trace<'a> {
     first_event_ns: Option<u64>,
     worst: Outcome,
     last: Vec<Report>,
+    /// No reports until the end.
+    quiet: bool,
     /// The reader of our output is gone: finish without a word.
     closed: bool,
 }
@@ -90,7 +92,11 @@ impl<'a> Trace<'a> {
     ///
     /// # Errors
     /// As [`Session::start`]; or where a file to record to cannot be made.
-    pub async fn start(mount: &MemoryMount, targets: Vec<CgroupDir>, common: &'a Common) -> Result<Self> {
+    pub async fn start(
+        mount: &MemoryMount,
+        targets: Vec<CgroupDir>,
+        common: &'a Common,
+    ) -> Result<Self> {
         let events = common.events.as_ref().map(|named| requested_events(named));
         let recorder = match &common.record {
             Some(path) => {
@@ -133,10 +139,16 @@ impl<'a> Trace<'a> {
             first_event_ns: None,
             worst: Outcome::Explained,
             last: Vec::new(),
+            quiet: false,
             closed: false,
         };
         trace.print_plan()?;
         Ok(trace)
+    }
+
+    /// Prints no report before the last.
+    pub fn quiet(&mut self) {
+        self.quiet = true;
     }
 
     /// Runs until `end`, the deadline or a signal, whichever comes first; then sums up.
@@ -188,8 +200,18 @@ impl<'a> Trace<'a> {
         match self.common.format {
             Format::Json => {
                 let lockdown = self.session.inspection.lockdown.to_string();
-                let mode = if self.session.plan.exact { "exact" } else { "bounded" };
-                let line = PlanLine { kernel: &kernel, hierarchy, lockdown: &lockdown, mode, roles: &rows };
+                let mode = if self.session.plan.exact {
+                    "exact"
+                } else {
+                    "bounded"
+                };
+                let line = PlanLine {
+                    kernel: &kernel,
+                    hierarchy,
+                    lockdown: &lockdown,
+                    mode,
+                    roles: &rows,
+                };
                 self.line(&Line::Plan(line))
             }
             Format::Table => {
@@ -198,7 +220,11 @@ impl<'a> Trace<'a> {
                     hierarchy: hierarchy.to_owned(),
                     mechanisms: format!(
                         "{mechanisms} ({})",
-                        if self.session.plan.exact { "exact" } else { "bounded" }
+                        if self.session.plan.exact {
+                            "exact"
+                        } else {
+                            "bounded"
+                        }
                     ),
                     blind: self.session.blind_spots(),
                 };
@@ -216,7 +242,7 @@ impl<'a> Trace<'a> {
                 self.worst = Outcome::Beyond;
             }
         }
-        if self.events.is_none() {
+        if self.events.is_none() && !self.quiet {
             for report in &reports {
                 match self.common.format {
                     Format::Json => self.line(&Line::Report(report))?,
@@ -278,7 +304,17 @@ impl<'a> Trace<'a> {
     }
 
     async fn sum_up(&mut self) -> Result<()> {
-        self.print_reports()?;
+        let seen_nothing = std::mem::take(&mut self.quiet);
+        // A person has just seen a report that is as good as the last one.
+        let seen = !seen_nothing
+            && self.common.format == Format::Table
+            && self.last.first().is_some_and(|last| {
+                let age = self.session.elapsed().as_secs_f64() - last.elapsed_s;
+                age < self.common.interval.as_secs_f64() / 4.0
+            });
+        if !seen {
+            self.print_reports()?;
+        }
         let own = self.session.own_cost();
         self.session.detach().await;
         self.drain()?;
@@ -290,7 +326,12 @@ impl<'a> Trace<'a> {
             return Ok(());
         };
         let verdict = verdict(&self.last, self.worst, stream.as_ref());
-        let summary = Summary { report, verdict, stream, own };
+        let summary = Summary {
+            report,
+            verdict,
+            stream,
+            own,
+        };
         match self.common.format {
             Format::Json => self.line(&Line::Summary(&summary)),
             Format::Table => {
@@ -318,7 +359,11 @@ impl<'a> Trace<'a> {
 }
 
 /// The sentences at the end.
-fn verdict(reports: &[Report], worst: Outcome, stream: Option<&crate::reconcile::report::StreamCheck>) -> Vec<String> {
+fn verdict(
+    reports: &[Report],
+    worst: Outcome,
+    stream: Option<&crate::reconcile::report::StreamCheck>,
+) -> Vec<String> {
     let mut sentences = Vec::new();
     for report in reports {
         let residual = report.residual_bytes;
@@ -326,9 +371,15 @@ fn verdict(reports: &[Report], worst: Outcome, stream: Option<&crate::reconcile:
         sentences.push(if residual == 0 {
             format!("{name}: the ledger equals the kernel's figure to the byte.")
         } else if report.holds() {
-            format!("{name}: {} unexplained, within the bound.", crate::view::size::signed(residual))
+            format!(
+                "{name}: {} unexplained, within the bound.",
+                crate::view::size::signed(residual)
+            )
         } else {
-            format!("{name}: {} unexplained, more than the bound allows.", crate::view::size::signed(residual))
+            format!(
+                "{name}: {} unexplained, more than the bound allows.",
+                crate::view::size::signed(residual)
+            )
         });
     }
     if worst == Outcome::Beyond && reports.iter().all(Report::holds) {
@@ -349,11 +400,19 @@ fn verdict(reports: &[Report], worst: Outcome, stream: Option<&crate::reconcile:
 
 /// The roles that `--events` names; without a name all that are not expensive.
 fn requested_events(named: &[String]) -> HashSet<String> {
-    let named: HashSet<String> = named.iter().filter(|name| !name.is_empty()).cloned().collect();
+    let named: HashSet<String> = named
+        .iter()
+        .filter(|name| !name.is_empty())
+        .cloned()
+        .collect();
     if !named.is_empty() {
         return named;
     }
-    ROLES.iter().filter(|role| !role.on_request).map(|role| role.name.to_owned()).collect()
+    ROLES
+        .iter()
+        .filter(|role| !role.on_request)
+        .map(|role| role.name.to_owned())
+        .collect()
 }
 
 /// `role:index` of `--strike`.
@@ -374,7 +433,9 @@ pub fn struck(words: &[String]) -> Result<Struck> {
 /// The tracer's own maps are charged to its cgroup (5.11 and later): inside the traced subtree they
 /// would be part of what is measured.
 fn warn_if_inside(mount: &MemoryMount, targets: &[CgroupDir]) {
-    let Ok(own) = cgroupfs::of_pid(mount, std::process::id()) else { return };
+    let Ok(own) = cgroupfs::of_pid(mount, std::process::id()) else {
+        return;
+    };
     for target in targets {
         if own.path_in_hierarchy.starts_with(&target.path_in_hierarchy) {
             log::warn!(

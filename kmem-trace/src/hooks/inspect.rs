@@ -65,8 +65,21 @@ impl Inspection {
             traceable = symbols::traceable(root, &names).ok();
         }
         let lockdown = security::lockdown();
-        let allowed = Allowed::probe(lockdown, btf.is_ok(), tracefs.is_ok());
-        Self { btf, btf_path, symbols, traceable, formats, tracefs, lockdown, allowed }
+        let allowed = Allowed::probe(
+            lockdown,
+            btf.is_ok(),
+            tracefs.as_ref().map(|_| ()).map_err(String::clone),
+        );
+        Self {
+            btf,
+            btf_path,
+            symbols,
+            traceable,
+            formats,
+            tracefs,
+            lockdown,
+            allowed,
+        }
     }
 
     /// The plan for this kernel.

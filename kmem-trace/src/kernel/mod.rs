@@ -1,7 +1,7 @@
 //! What this kernel is and says: parsers of its files. Bytes in, typed values out.
 pub mod btf;
-pub mod symbols;
-pub mod tracefs;
-pub mod security;
 pub mod cgroupfs;
 pub mod proc;
+pub mod security;
+pub mod symbols;
+pub mod tracefs;
