@@ -154,6 +154,7 @@ pub struct Config {
     pub stream_limits: u32,
     /// Wake userspace when this many bytes wait in the ring.
     pub wake_bytes: u32,
+    pub reserved: u32,
 }
 
 /// Arguments of the handlers of limit files.
@@ -304,5 +305,6 @@ impl Config {
         stream_slab: 0,
         stream_limits: 0,
         wake_bytes: 0,
+        reserved: 0,
     };
 }

@@ -9,7 +9,10 @@ use aya_ebpf::{
 };
 use kmem_trace_ebpf::{
     config::ABSENT,
-    record::{FILE_LEN, KIND_LIMIT, LIMITS, LimitRecord, SOURCE_FILE, SOURCE_KMEM, TEXT_LEN, UNREAD, UNREAD_WORD},
+    record::{
+        FILE_LEN, KIND_LIMIT, LIMITS, LimitRecord, SOURCE_FILE, SOURCE_KMEM, TEXT_LEN, UNREAD,
+        UNREAD_WORD,
+    },
     totals::COUNTERS,
 };
 
@@ -114,7 +117,10 @@ pub fn limit_entered(handler: Handler) {
         let Some(cgroup) = member::<u64>(directory, config!(kernfs_node_priv)) else {
             return;
         };
-        (cgroup, member::<u64>(node, config!(kernfs_node_name)).unwrap_or(0))
+        (
+            cgroup,
+            member::<u64>(node, config!(kernfs_node_name)).unwrap_or(0),
+        )
     } else {
         let cgroup = if config!(limit_args.cgroup_is_css) == 1 {
             cgroup_of(memcg_of(handler.cgroup)).unwrap_or(0)
@@ -176,7 +182,11 @@ fn begin(nested: u64, writing: Writing) {
     }
     read_limits!(writing.memcg, (&raw mut writing.before).cast());
     writing.kmem_before = u64::from(kmem_state(writing.memcg));
-    let _ = WRITING.insert(bpf_get_current_pid_tgid() | nested, &writing, u64::from(BPF_ANY));
+    let _ = WRITING.insert(
+        bpf_get_current_pid_tgid() | nested,
+        &writing,
+        u64::from(BPF_ANY),
+    );
 }
 
 /// The write that this thread began returned `result`.
@@ -210,20 +220,28 @@ fn finish(nested: u64, source: u32, result: i64) {
         let usage: *mut u64 = (&raw mut (*record).usage).cast();
         const { assert!(COUNTERS == 4) };
         usage.write(limit_of(writing.memcg, config!(usage_at[0])));
-        usage.add(1).write(limit_of(writing.memcg, config!(usage_at[1])));
-        usage.add(2).write(limit_of(writing.memcg, config!(usage_at[2])));
-        usage.add(3).write(limit_of(writing.memcg, config!(usage_at[3])));
+        usage
+            .add(1)
+            .write(limit_of(writing.memcg, config!(usage_at[1])));
+        usage
+            .add(2)
+            .write(limit_of(writing.memcg, config!(usage_at[2])));
+        usage
+            .add(3)
+            .write(limit_of(writing.memcg, config!(usage_at[3])));
         (&raw mut (*record).value).write(writing.value);
         // The ring's memory is not cleared; both strings are kept to what was read.
         let file = &raw mut (*record).file;
         file.write([0; FILE_LEN]);
         if writing.name != 0 {
-            let _ = bpf_probe_read_kernel_str(file.cast(), FILE_LEN as u32, writing.name as *const _);
+            let _ =
+                bpf_probe_read_kernel_str(file.cast(), FILE_LEN as u32, writing.name as *const _);
         }
         let text = &raw mut (*record).text;
         text.write([0; TEXT_LEN]);
         if writing.text != 0 {
-            let _ = bpf_probe_read_kernel_str(text.cast(), TEXT_LEN as u32, writing.text as *const _);
+            let _ =
+                bpf_probe_read_kernel_str(text.cast(), TEXT_LEN as u32, writing.text as *const _);
         }
         (&raw mut (*record).text_len).write(writing.text_len as u32);
         (&raw mut (*record).source).write(source);

@@ -210,7 +210,9 @@ pub fn fe_limit_kmem(ctx: FEntryContext) -> i32 {
 #[fexit]
 pub fn fx_limit_kmem(ctx: FExitContext) -> i32 {
     let ctx = ctx.as_ptr().cast_const().cast();
-    kmem_limit_written(i64::from(argument(ctx, config!(kmem_limit_args.count)) as i32));
+    kmem_limit_written(i64::from(
+        argument(ctx, config!(kmem_limit_args.count)) as i32
+    ));
     0
 }
 
