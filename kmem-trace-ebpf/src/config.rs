@@ -2,6 +2,8 @@
 //! `.rodata` before loading it. The verifier folds them away, and with them the code of every
 //! feature that is off.
 
+use crate::{record::LIMITS, totals::COUNTERS};
+
 /// How many `--cgroup` subtrees one tracer can follow.
 pub const ROOTS: usize = 4;
 /// How many `memory.stat` items one slot of the totals may gather.
@@ -73,6 +75,30 @@ pub struct Config {
     /// `struct kmem_cache`: `flags`.
     pub kmem_cache_flags: u32,
 
+    // --- limits ---
+    /// `struct mem_cgroup`: the limits of a `LimitRecord`, in its order.
+    pub limit_at: [u32; LIMITS],
+    /// `struct mem_cgroup`: usage of its counters, by slot.
+    pub usage_at: [u32; COUNTERS],
+    /// `struct cgroup`: `subsys[memory_cgrp_id]`.
+    pub cgroup_memory_css: u32,
+    /// `struct mem_cgroup`: `css`.
+    pub memcg_css: u32,
+    /// `struct mem_cgroup`: what says whether kernel memory is accounted, and how many bytes of it
+    /// to read (1 or 4).
+    pub memcg_kmem_state: u32,
+    pub memcg_kmem_state_bytes: u32,
+    /// `struct cgroup`: `nr_populated_csets` or `populated_cnt`.
+    pub cgroup_populated: u32,
+    /// `struct cgroup`: `nr_descendants`.
+    pub cgroup_descendants: u32,
+    /// `struct cgroup`: head of the list of children.
+    pub cgroup_children: u32,
+    /// `struct cftype`: `name`, where it is an array.
+    pub cftype_name: u32,
+    pub limit_args: LimitArguments,
+    pub kmem_limit_args: KmemLimitArguments,
+
     // --- argument positions ---
     /// User charge path: `memcg`, `nr_pages`, `gfp_mask`.
     pub user_charge_memcg: u32,
@@ -128,6 +154,38 @@ pub struct Config {
     pub stream_limits: u32,
     /// Wake userspace when this many bytes wait in the ring.
     pub wake_bytes: u32,
+    pub reserved: u32,
+}
+
+/// Arguments of the handlers of limit files.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "user", derive(zerocopy::IntoBytes, zerocopy::Immutable))]
+pub struct LimitArguments {
+    /// `struct kernfs_open_file *`.
+    pub open_file: u32,
+    /// `struct cgroup *`, or `struct cgroup_subsys_state *` where `cgroup_is_css` is 1.
+    pub cgroup: u32,
+    pub cgroup_is_css: u32,
+    /// `struct cftype *`.
+    pub cftype: u32,
+    /// The text, and its length.
+    pub text: u32,
+    pub text_len: u32,
+    /// How many there are: where fexit finds the return value.
+    pub count: u32,
+}
+
+/// Arguments of `memcg_update_kmem_limit` and `memcg_update_kmem_max`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "user", derive(zerocopy::IntoBytes, zerocopy::Immutable))]
+pub struct KmemLimitArguments {
+    /// `struct mem_cgroup *`, or `struct cgroup *` where `target_is_cgroup` is 1.
+    pub target: u32,
+    pub target_is_cgroup: u32,
+    pub value: u32,
+    pub count: u32,
 }
 
 /// Offsets of the fields of one slab tracepoint, or positions of its raw arguments.
@@ -188,6 +246,31 @@ impl Config {
         kmem_cache_size: ABSENT,
         kmem_cache_flags: ABSENT,
         memory_cgrp_subsys: 0,
+        limit_at: [ABSENT; LIMITS],
+        usage_at: [ABSENT; COUNTERS],
+        cgroup_memory_css: ABSENT,
+        memcg_css: ABSENT,
+        memcg_kmem_state: ABSENT,
+        memcg_kmem_state_bytes: 0,
+        cgroup_populated: ABSENT,
+        cgroup_descendants: ABSENT,
+        cgroup_children: ABSENT,
+        cftype_name: ABSENT,
+        limit_args: LimitArguments {
+            open_file: ABSENT,
+            cgroup: ABSENT,
+            cgroup_is_css: 0,
+            cftype: ABSENT,
+            text: ABSENT,
+            text_len: ABSENT,
+            count: ABSENT,
+        },
+        kmem_limit_args: KmemLimitArguments {
+            target: ABSENT,
+            target_is_cgroup: 0,
+            value: ABSENT,
+            count: ABSENT,
+        },
         user_charge_memcg: ABSENT,
         user_charge_pages: ABSENT,
         user_charge_gfp: ABSENT,
@@ -222,5 +305,6 @@ impl Config {
         stream_slab: 0,
         stream_limits: 0,
         wake_bytes: 0,
+        reserved: 0,
     };
 }

@@ -33,7 +33,7 @@ use kmem_trace_ebpf::{
 use crate::{
     ledger::{counter_changed, state_changed, user_charged},
     lifecycle::{Fields, cgroup_event},
-    limit::limit_written,
+    limit::{Handler, kmem_limit_entered, kmem_limit_written, limit_entered, limit_written},
     maps::{recall, remember, tally},
     memcg::{typed_cgroup_id, typed_id},
     read::{
@@ -45,6 +45,19 @@ use crate::{
 
 /// A kretprobe sees the stack pointer after the return address was popped.
 const RETURN_ADDRESS: u64 = 8;
+
+/// The arguments of a limit file's handler; a position that is absent reads as 0.
+macro_rules! handler {
+    ($read:ident, $from:expr) => {
+        Handler {
+            open_file: $read($from, config!(limit_args.open_file)),
+            cgroup: $read($from, config!(limit_args.cgroup)),
+            cftype: $read($from, config!(limit_args.cftype)),
+            text: $read($from, config!(limit_args.text)),
+            text_len: $read($from, config!(limit_args.text_len)),
+        }
+    };
+}
 
 // --- kprobes -----------------------------------------------------------------------------------
 
@@ -120,23 +133,30 @@ pub fn kr_user_charge(ctx: RetProbeContext) -> u32 {
 
 #[kprobe]
 pub fn kp_limit_write(ctx: ProbeContext) -> u32 {
-    remember(
-        stack_pointer(ctx.regs),
-        [
-            register_argument(ctx.regs, 0),
-            register_argument(ctx.regs, 1),
-            register_argument(ctx.regs, 2),
-        ],
-    );
+    limit_entered(handler!(register_argument, ctx.regs));
     0
 }
 
 #[kretprobe]
 pub fn kr_limit_write(ctx: RetProbeContext) -> u32 {
-    let regs = ctx.as_ptr().cast_const().cast();
-    if let Some([file, text, len]) = recall(stack_pointer(regs).wrapping_sub(RETURN_ADDRESS)) {
-        limit_written(file, text, len, returned(regs) as i64);
-    }
+    // A byte count or an errno: the lower half has it all, and `int` handlers define no more.
+    limit_written(i64::from(returned(ctx.as_ptr().cast_const().cast()) as i32));
+    0
+}
+
+#[kprobe]
+pub fn kp_limit_kmem(ctx: ProbeContext) -> u32 {
+    kmem_limit_entered(
+        register_argument(ctx.regs, config!(kmem_limit_args.target)),
+        register_argument(ctx.regs, config!(kmem_limit_args.value)),
+    );
+    0
+}
+
+#[kretprobe]
+pub fn kr_limit_kmem(ctx: RetProbeContext) -> u32 {
+    // `int`: the upper half of the register is not defined.
+    kmem_limit_written(i64::from(returned(ctx.as_ptr().cast_const().cast()) as i32));
     0
 }
 
@@ -177,16 +197,49 @@ pub fn fx_user_charge(ctx: FExitContext) -> i32 {
     0
 }
 
-#[fexit]
-pub fn fx_limit_write(ctx: FExitContext) -> i32 {
+#[fentry]
+pub fn fe_limit_kmem(ctx: FEntryContext) -> i32 {
     let ctx = ctx.as_ptr().cast_const().cast();
-    limit_written(
-        argument(ctx, 0),
-        argument(ctx, 1),
-        argument(ctx, 2),
-        argument(ctx, 4) as i64,
+    kmem_limit_entered(
+        argument(ctx, config!(kmem_limit_args.target)),
+        argument(ctx, config!(kmem_limit_args.value)),
     );
     0
+}
+
+#[fexit]
+pub fn fx_limit_kmem(ctx: FExitContext) -> i32 {
+    let ctx = ctx.as_ptr().cast_const().cast();
+    kmem_limit_written(i64::from(
+        argument(ctx, config!(kmem_limit_args.count)) as i32
+    ));
+    0
+}
+
+/// A fentry or fexit program serves one function: one pair for each handler.
+macro_rules! limit_handlers {
+    ($($entry:ident $exit:ident;)*) => { $(
+        #[fentry]
+        pub fn $entry(ctx: FEntryContext) -> i32 {
+            let ctx = ctx.as_ptr().cast_const().cast();
+            limit_entered(handler!(argument, ctx));
+            0
+        }
+
+        #[fexit]
+        pub fn $exit(ctx: FExitContext) -> i32 {
+            let ctx = ctx.as_ptr().cast_const().cast();
+            limit_written(i64::from(argument(ctx, config!(limit_args.count)) as i32));
+            0
+        }
+    )* };
+}
+limit_handlers! {
+    fe_limit_write fx_limit_write;
+    fe_limit_high fx_limit_high;
+    fe_limit_min fx_limit_min;
+    fe_limit_low fx_limit_low;
+    fe_limit_swap fx_limit_swap;
 }
 
 #[inline(always)]

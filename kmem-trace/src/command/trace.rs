@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
+use kmem_trace_ebpf::record::SOURCE_FILE;
 use tokio::{
     signal::unix::{SignalKind, signal},
     time::{Instant, MissedTickBehavior, interval_at},
@@ -28,10 +29,17 @@ use crate::{
         cgroupfs::{self, CgroupDir, Hierarchy, MemoryMount},
         proc,
     },
-    reconcile::report::{Report, Summary},
-    stream::{decode::Batch, recording::Recorder, ring::Ring},
+    reconcile::{
+        limit,
+        report::{Report, Summary},
+    },
+    stream::{
+        decode::{Batch, Record},
+        recording::Recorder,
+        ring::Ring,
+    },
     view::{
-        event::Event,
+        event::{self, Event},
         json::{self, Line, PlanLine},
         table as screen,
     },
@@ -284,15 +292,20 @@ impl<'a> Trace<'a> {
         for record in batch.records() {
             let record = record.context("the programs sent what is no record")?;
             self.session.apply(&record);
-            let Some(roles) = &self.events else { continue };
-            let event = Event::of(&record, &SessionNames(&self.session));
-            if !roles.contains(event.role) {
+            if !self.is_wanted(&record) {
                 continue;
             }
+            let event = Event::of(&record, &SessionNames(&self.session));
             match self.common.format {
                 Format::Json => self.line(&Line::Event(&event))?,
                 Format::Table => {
-                    let since = *self.first_event_ns.get_or_insert(event.time_ns);
+                    // Among reports, time is told as they tell it: from the start.
+                    let before_ns = match &self.events {
+                        Some(_) => 0,
+                        None => self.session.elapsed().as_nanos() as u64,
+                    };
+                    let start_ns = event.time_ns.saturating_sub(before_ns);
+                    let since = *self.first_event_ns.get_or_insert(start_ns);
                     let result = writeln!(self.out, "{}", event.line(since));
                     self.written(result)?;
                 }
@@ -300,6 +313,18 @@ impl<'a> Trace<'a> {
         }
         let result = self.out.flush();
         self.written(result)
+    }
+
+    /// Whether a record is printed: what `--events` names; without it, the writes to limit files,
+    /// which are rare and change what the reports mean.
+    fn is_wanted(&self, record: &Record<'_>) -> bool {
+        let Some(roles) = &self.events else {
+            return !self.quiet
+                && matches!(record, Record::Limit(limit) if limit.source == SOURCE_FILE);
+        };
+        // Where one hook serves both roles, a write to the kernel memory file is of both.
+        let is_kmem = matches!(record, Record::Limit(limit) if limit::is_kmem(limit));
+        roles.contains(event::role(record)) || is_kmem && roles.contains("limit.kmem")
     }
 
     async fn sum_up(&mut self) -> Result<()> {

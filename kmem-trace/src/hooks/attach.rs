@@ -92,11 +92,17 @@ pub fn attach(
         .load(OBJECT)
         .map_err(|error| anyhow!("the kernel did not take the BPF maps: {}", cause(&error)))?;
     let mut programs = Vec::new();
+    let mut placed: Vec<Hook> = Vec::new();
     for resolved in plan.wanted(requested) {
         let Some((index, candidate)) = resolved.choice else {
             continue;
         };
         for hook in candidate.hooks {
+            // Two roles may be served by one hook.
+            if placed.contains(hook) {
+                continue;
+            }
+            placed.push(*hook);
             place(&mut ebpf, hook, btf).map_err(|error| {
                 AttachError::Refused(Refused {
                     role: resolved.role.name,

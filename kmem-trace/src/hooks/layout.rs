@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use kmem_trace_ebpf::config::{ABSENT, Config, ITEMS, SlabFields};
 
 use crate::{
-    hooks::table::Need,
+    hooks::{limits, table::Need},
     kernel::{
         btf::{BtfError, KernelBtf},
         cgroupfs::Hierarchy,
@@ -50,6 +50,7 @@ pub fn resolve(sources: &Sources<'_>) -> Layout {
                 stat_items(btf, sources.hierarchy, &mut config),
             );
             slab_cache(btf, &mut config);
+            limits::layout(btf, &mut config);
         }
         Err(why) => {
             for need in [

@@ -12,6 +12,7 @@ pub mod allowed;
 pub mod attach;
 pub mod inspect;
 pub mod layout;
+pub mod limits;
 pub mod plan;
 pub mod stats;
 pub mod table;

@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::{
     allowed::Allowed,
     layout::{self, Layout, Sources},
+    limits,
     table::{Candidate, Mechanism, Need, Place, ROLES, Role, Status},
 };
 
@@ -283,6 +284,14 @@ fn fits(
         if *need == Need::UserChargeArguments {
             let symbol = candidate.hooks.first().map_or("", |hook| hook.symbol);
             layout::user_charge(facts.sources.btf, symbol, config).map_err(Passed::Refused)?;
+        } else if *need == Need::LimitArguments {
+            let symbol = candidate.hooks.first().map_or("", |hook| hook.symbol);
+            let open_file = unmet.get(&Need::OpenFile).map(String::as_str);
+            limits::handler(facts.sources.btf, symbol, open_file, config)
+                .map_err(Passed::Refused)?;
+        } else if *need == Need::KmemLimitArguments {
+            let symbol = candidate.hooks.first().map_or("", |hook| hook.symbol);
+            limits::kmem_limit(facts.sources.btf, symbol, config).map_err(Passed::Refused)?;
         } else if let Some(why) = unmet.get(need) {
             return Err(Passed::Refused(why.clone()));
         }

@@ -42,7 +42,7 @@ pub enum Place {
 }
 
 /// One program on one symbol.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hook {
     pub symbol: &'static str,
     pub program: &'static str,
@@ -60,6 +60,10 @@ pub enum Need {
     UserChargeArguments,
     /// From a `struct kernfs_open_file` to cgroup and file name.
     OpenFile,
+    /// Positions of a limit file's handler's arguments, by type.
+    LimitArguments,
+    /// Positions of the arguments of what sets the kernel memory limit, by type.
+    KmemLimitArguments,
     /// Items of `memory.stat` and their numbers.
     StatItems,
     /// The traced cgroups are of cgroup v1.
@@ -153,6 +157,40 @@ macro_rules! slab_candidates {
         ]
     };
 }
+
+/// Both ends of each handler of a limit file.
+macro_rules! limit_kprobes {
+    ($($symbol:literal),*) => {
+        hooks! { $(
+            "kp_limit_write" P::Kprobe, $symbol;
+            "kr_limit_write" P::Kretprobe, $symbol;
+        )* }
+    };
+}
+
+const LIMIT_FILES_V1: &[Need] = &[Need::V1, Need::MemcgId, Need::LimitArguments];
+const LIMIT_FILES_V2: &[Need] = &[Need::V2, Need::MemcgId, Need::LimitArguments];
+const KMEM_LIMIT: &[Need] = &[Need::V1, Need::MemcgId, Need::KmemLimitArguments];
+
+/// All limit files of v1 have one handler.
+const LIMIT_FILES_V1_KPROBE: Candidate = Candidate {
+    mechanism: M::Kprobe,
+    hooks: limit_kprobes!("mem_cgroup_write"),
+    needs: LIMIT_FILES_V1,
+    gives: Status::Exact,
+    remark: "",
+};
+const LIMIT_FILES_V1_FENTRY: Candidate = Candidate {
+    mechanism: M::Fentry,
+    hooks: hooks! {
+        "fe_limit_write" P::Fentry, "mem_cgroup_write";
+        "fx_limit_write" P::Fexit, "mem_cgroup_write";
+    },
+    needs: LIMIT_FILES_V1,
+    gives: Status::Exact,
+    remark: "",
+};
+const KMEM_FROM_FILE: &str = "no memcg_update_kmem_limit or memcg_update_kmem_max here (inlined, or dropped by this kernel): told by mem_cgroup_write's file and text";
 
 /// Roles in the order of the ledger's need for them.
 pub static ROLES: &[Role] = &[
@@ -253,46 +291,117 @@ pub static ROLES: &[Role] = &[
         name: "limit.write",
         purpose: "writes to limit files",
         candidates: &[
+            LIMIT_FILES_V1_KPROBE,
+            LIMIT_FILES_V1_FENTRY,
             Candidate {
                 mechanism: M::Kprobe,
-                hooks: hooks! {
-                    "kp_limit_write" P::Kprobe, "mem_cgroup_write";
-                    "kr_limit_write" P::Kretprobe, "mem_cgroup_write";
-                },
-                needs: &[Need::V1, Need::OpenFile],
+                hooks: limit_kprobes!(
+                    "memory_max_write",
+                    "memory_high_write",
+                    "memory_min_write",
+                    "memory_low_write",
+                    "swap_max_write"
+                ),
+                needs: LIMIT_FILES_V2,
                 gives: Status::Exact,
-                remark: "v1 files",
+                remark: "",
             },
-            Candidate {
-                mechanism: M::Fentry,
-                hooks: hooks! { "fx_limit_write" P::Fexit, "mem_cgroup_write"; },
-                needs: &[Need::V1, Need::OpenFile],
-                gives: Status::Exact,
-                remark: "v1 files",
-            },
+            // Without swap, or before memory.min.
             Candidate {
                 mechanism: M::Kprobe,
-                hooks: hooks! {
-                    "kp_limit_write" P::Kprobe, "memory_max_write";
-                    "kr_limit_write" P::Kretprobe, "memory_max_write";
-                    "kp_limit_write" P::Kprobe, "memory_high_write";
-                    "kr_limit_write" P::Kretprobe, "memory_high_write";
-                },
-                needs: &[Need::V2, Need::OpenFile],
+                hooks: limit_kprobes!("memory_max_write", "memory_high_write"),
+                needs: LIMIT_FILES_V2,
                 gives: Status::Exact,
-                remark: "memory.max and memory.high",
+                remark: "memory.max and memory.high alone",
             },
             Candidate {
                 mechanism: M::Fentry,
                 hooks: hooks! {
+                    "fe_limit_write" P::Fentry, "memory_max_write";
                     "fx_limit_write" P::Fexit, "memory_max_write";
+                    "fe_limit_high" P::Fentry, "memory_high_write";
+                    "fx_limit_high" P::Fexit, "memory_high_write";
+                    "fe_limit_min" P::Fentry, "memory_min_write";
+                    "fx_limit_min" P::Fexit, "memory_min_write";
+                    "fe_limit_low" P::Fentry, "memory_low_write";
+                    "fx_limit_low" P::Fexit, "memory_low_write";
+                    "fe_limit_swap" P::Fentry, "swap_max_write";
+                    "fx_limit_swap" P::Fexit, "swap_max_write";
                 },
-                needs: &[Need::V2, Need::OpenFile],
+                needs: LIMIT_FILES_V2,
                 gives: Status::Exact,
-                remark: "memory.max only: one fexit program, one function",
+                remark: "",
+            },
+            Candidate {
+                mechanism: M::Fentry,
+                hooks: hooks! {
+                    "fe_limit_write" P::Fentry, "memory_max_write";
+                    "fx_limit_write" P::Fexit, "memory_max_write";
+                    "fe_limit_high" P::Fentry, "memory_high_write";
+                    "fx_limit_high" P::Fexit, "memory_high_write";
+                },
+                needs: LIMIT_FILES_V2,
+                gives: Status::Exact,
+                remark: "memory.max and memory.high alone",
             },
         ],
         without: "limit writes are not visible",
+        on_request: false,
+    },
+    Role {
+        name: "limit.kmem",
+        purpose: "changes of the kernel memory limit (v1)",
+        candidates: &[
+            Candidate {
+                mechanism: M::Kprobe,
+                hooks: hooks! {
+                    "kp_limit_kmem" P::Kprobe, "memcg_update_kmem_limit";
+                    "kr_limit_kmem" P::Kretprobe, "memcg_update_kmem_limit";
+                },
+                needs: KMEM_LIMIT,
+                gives: Status::Exact,
+                remark: "",
+            },
+            Candidate {
+                mechanism: M::Kprobe,
+                hooks: hooks! {
+                    "kp_limit_kmem" P::Kprobe, "memcg_update_kmem_max";
+                    "kr_limit_kmem" P::Kretprobe, "memcg_update_kmem_max";
+                },
+                needs: KMEM_LIMIT,
+                gives: Status::Exact,
+                remark: "",
+            },
+            Candidate {
+                remark: KMEM_FROM_FILE,
+                ..LIMIT_FILES_V1_KPROBE
+            },
+            Candidate {
+                mechanism: M::Fentry,
+                hooks: hooks! {
+                    "fe_limit_kmem" P::Fentry, "memcg_update_kmem_limit";
+                    "fx_limit_kmem" P::Fexit, "memcg_update_kmem_limit";
+                },
+                needs: KMEM_LIMIT,
+                gives: Status::Exact,
+                remark: "",
+            },
+            Candidate {
+                mechanism: M::Fentry,
+                hooks: hooks! {
+                    "fe_limit_kmem" P::Fentry, "memcg_update_kmem_max";
+                    "fx_limit_kmem" P::Fexit, "memcg_update_kmem_max";
+                },
+                needs: KMEM_LIMIT,
+                gives: Status::Exact,
+                remark: "",
+            },
+            Candidate {
+                remark: KMEM_FROM_FILE,
+                ..LIMIT_FILES_V1_FENTRY
+            },
+        ],
+        without: "changes of the kernel memory limit are not visible",
         on_request: false,
     },
     Role {

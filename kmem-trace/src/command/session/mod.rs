@@ -26,6 +26,7 @@ use crate::{
     hooks::{
         attach::{Attached, Sizes},
         inspect::Inspection,
+        limits::{self, Accounting, Unit},
         plan::{AttachMode, Plan, Struck},
     },
     kernel::{
@@ -34,6 +35,7 @@ use crate::{
     },
     ledger::{book::Streamed, tree::Tree},
     reconcile::{
+        limit,
         report::{SelfCost, StreamCheck},
         usage::Base,
     },
@@ -78,6 +80,8 @@ pub struct Session {
     reported: Vec<CgroupDir>,
     /// Last figures of cgroups that went away while they were reported on.
     page_bytes: u64,
+    /// What all limit writes of this kernel are explained with.
+    limits_here: limit::Kernel,
     unnamed_at_start: HashSet<u64>,
     dirty: bool,
 }
@@ -96,6 +100,14 @@ impl Session {
         attaching::require_ledger(&plan)?;
         tokio::time::sleep(SETTLE).await;
         let page_bytes = reading::page_bytes();
+        let btf = inspection.btf.as_ref().ok();
+        let limits_here = limit::Kernel {
+            is_v1: request.hierarchy == Hierarchy::V1,
+            unit: btf.map_or(Unit::Pages, limits::unit),
+            page_bytes,
+            accounting: btf.map_or(Accounting::Unknown, limits::accounting),
+            is_root: false,
+        };
         let mut session = Self {
             hierarchy: request.mount.hierarchy,
             plan,
@@ -107,6 +119,7 @@ impl Session {
             bases: HashMap::new(),
             reported: Vec::new(),
             page_bytes,
+            limits_here,
             unnamed_at_start: HashSet::new(),
             dirty: false,
             request,
@@ -169,6 +182,15 @@ impl Session {
             spots.push(format!("cgroup.lifecycle: {}", role.why));
         }
         spots
+    }
+
+    /// What explains a limit write to that cgroup.
+    pub fn limit_facts(&self, cgroup_id: u64) -> limit::Kernel {
+        let is_root = |dir: &CgroupDir| dir.level == 0 && dir.id == cgroup_id;
+        limit::Kernel {
+            is_root: self.request.targets.iter().any(is_root),
+            ..self.limits_here
+        }
     }
 
     /// Applies one streamed record.
