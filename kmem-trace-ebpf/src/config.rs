@@ -32,6 +32,8 @@ pub struct Config {
     pub roots: [Root; ROOTS],
     /// `&memory_cgrp_subsys`; 0 where the symbol table hides addresses.
     pub memory_cgrp_subsys: u64,
+    /// The tracer's own memory cgroup, to check all offsets by; 0 where it is not known.
+    pub own_cgroup: u64,
     pub roots_len: u32,
 
     // --- struct members ---
@@ -57,6 +59,12 @@ pub struct Config {
     pub cgroup_root_number: u32,
     /// `struct task_struct`: `pid`.
     pub task_pid: u32,
+    /// `struct task_struct`: `cgroups`.
+    pub task_cgroups: u32,
+    /// `struct css_set`: `subsys[memory_cgrp_id]`.
+    pub css_set_memory: u32,
+    /// `struct mm_struct`: `owner`.
+    pub mm_owner: u32,
     /// `struct kernfs_node`: `id`.
     pub kernfs_node_id: u32,
     /// `struct kernfs_node`: `name`.
@@ -106,6 +114,8 @@ pub struct Config {
     pub user_charge_gfp: u32,
     /// 1 where the memcg argument is a `struct mem_cgroup **` that is filled in on return.
     pub user_charge_memcg_is_out: u32,
+    /// `struct mm_struct *`, whose owner is charged where the former points to nothing.
+    pub user_charge_mm: u32,
     /// How many arguments it has: where fexit finds the return value.
     pub user_charge_args: u32,
 
@@ -236,6 +246,9 @@ impl Config {
         cgroup_root_member: ABSENT,
         cgroup_root_number: ABSENT,
         task_pid: ABSENT,
+        task_cgroups: ABSENT,
+        css_set_memory: ABSENT,
+        mm_owner: ABSENT,
         kernfs_node_id: ABSENT,
         kernfs_node_name: ABSENT,
         kernfs_node_parent: ABSENT,
@@ -246,6 +259,7 @@ impl Config {
         kmem_cache_size: ABSENT,
         kmem_cache_flags: ABSENT,
         memory_cgrp_subsys: 0,
+        own_cgroup: 0,
         limit_at: [ABSENT; LIMITS],
         usage_at: [ABSENT; COUNTERS],
         cgroup_memory_css: ABSENT,
@@ -275,6 +289,7 @@ impl Config {
         user_charge_pages: ABSENT,
         user_charge_gfp: ABSENT,
         user_charge_memcg_is_out: 0,
+        user_charge_mm: ABSENT,
         user_charge_args: ABSENT,
         memcg_state_id: ABSENT,
         memcg_state_item: ABSENT,

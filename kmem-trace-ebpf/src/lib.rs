@@ -8,6 +8,7 @@
 
 pub mod config;
 pub mod record;
+pub mod selfcheck;
 pub mod totals;
 
 /// Version of every layout in this crate; a recorded file carries it in its header.

@@ -14,6 +14,7 @@ mod slab;
 
 use aya_ebpf::{
     EbpfContext as _,
+    helpers::bpf_get_current_task,
     macros::{btf_tracepoint, fentry, fexit, kprobe, kretprobe, raw_tracepoint, tracepoint},
     programs::{
         BtfTracePointContext, FEntryContext, FExitContext, ProbeContext, RawTracePointContext,
@@ -35,7 +36,7 @@ use crate::{
     lifecycle::{Fields, cgroup_event},
     limit::{Handler, kmem_limit_entered, kmem_limit_written, limit_entered, limit_written},
     maps::{recall, remember, tally},
-    memcg::{typed_cgroup_id, typed_id},
+    memcg::{check_offsets, memcg_of_task, typed_cgroup_id, typed_id},
     read::{
         argument, config, field_u32, field_u64, member, register_argument, returned, stack_pointer,
         typed,
@@ -111,13 +112,13 @@ pub fn kr_counter_try_charge(ctx: RetProbeContext) -> u32 {
 
 #[kprobe]
 pub fn kp_user_charge(ctx: ProbeContext) -> u32 {
+    let memcg = register_argument(ctx.regs, config!(user_charge_memcg));
+    let mm = register_argument(ctx.regs, config!(user_charge_mm));
+    let pages = register_argument(ctx.regs, config!(user_charge_pages));
+    let gfp = register_argument(ctx.regs, config!(user_charge_gfp));
     remember(
         stack_pointer(ctx.regs),
-        [
-            register_argument(ctx.regs, config!(user_charge_memcg)),
-            register_argument(ctx.regs, config!(user_charge_pages)),
-            register_argument(ctx.regs, config!(user_charge_gfp)),
-        ],
+        [memcg, (gfp << 32) | (pages & 0xffff_ffff), asked(memcg, mm)],
     );
     0
 }
@@ -125,10 +126,24 @@ pub fn kp_user_charge(ctx: ProbeContext) -> u32 {
 #[kretprobe]
 pub fn kr_user_charge(ctx: RetProbeContext) -> u32 {
     let regs = ctx.as_ptr().cast_const().cast();
-    if let Some([memcg, pages, gfp]) = recall(stack_pointer(regs).wrapping_sub(RETURN_ADDRESS)) {
-        user_charge_returned(memcg, pages, gfp, returned(regs));
+    if let Some([memcg, amount, asked]) = recall(stack_pointer(regs).wrapping_sub(RETURN_ADDRESS)) {
+        user_charge_returned(memcg, asked, amount, amount >> 32, returned(regs));
     }
     0
+}
+
+/// Who a charge is for, before it is made: `*ptr` or, where that is empty, the owner of the `mm`.
+#[inline(always)]
+fn asked(memcg: u64, mm: u64) -> u64 {
+    if config!(user_charge_memcg_is_out) != 1 {
+        return memcg;
+    }
+    match member::<u64>(memcg, 0) {
+        Some(0) | None => member::<u64>(mm, config!(mm_owner))
+            .and_then(memcg_of_task)
+            .unwrap_or(0),
+        Some(given) => given,
+    }
 }
 
 #[kprobe]
@@ -188,8 +203,10 @@ pub fn fx_counter_try_charge(ctx: FExitContext) -> i32 {
 #[fexit]
 pub fn fx_user_charge(ctx: FExitContext) -> i32 {
     let ctx = ctx.as_ptr().cast_const().cast();
+    let memcg = argument(ctx, config!(user_charge_memcg));
     user_charge_returned(
-        argument(ctx, config!(user_charge_memcg)),
+        memcg,
+        asked(memcg, argument(ctx, config!(user_charge_mm))),
         argument(ctx, config!(user_charge_pages)),
         argument(ctx, config!(user_charge_gfp)),
         argument(ctx, config!(user_charge_args)),
@@ -243,12 +260,21 @@ limit_handlers! {
 }
 
 #[inline(always)]
-fn user_charge_returned(memcg: u64, pages: u64, gfp: u64, result: u64) {
-    let mut memcg = memcg;
-    if config!(user_charge_memcg_is_out) == 1 {
-        memcg = member(memcg, 0).unwrap_or(0);
+fn user_charge_returned(memcg: u64, asked: u64, pages: u64, gfp: u64, result: u64) {
+    let mut charged = asked;
+    // Where it refuses, 3.10 hands out nothing, or the root instead of who it was for.
+    if config!(user_charge_memcg_is_out) == 1 && result as i32 == 0 {
+        charged = member(memcg, 0).unwrap_or(asked);
     }
-    user_charged(memcg, pages as u32, gfp as u32, result as i32);
+    user_charged(charged, pages as u32, gfp as u32, result as i32);
+}
+
+// --- the offsets, checked ----------------------------------------------------------------------
+
+/// Attached to nothing: run once, by the tracer, in its own context.
+#[raw_tracepoint]
+pub fn rt_check_offsets(_ctx: RawTracePointContext) -> i32 {
+    check_offsets(unsafe { bpf_get_current_task() }) as i32
 }
 
 // --- tracepoints: memory.stat items ------------------------------------------------------------

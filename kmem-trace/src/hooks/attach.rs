@@ -18,6 +18,7 @@ use super::{
     plan::Plan,
     stats::{self, ProgramStats},
     table::{Hook, Place},
+    verify,
 };
 
 /// The compiled programs, built by `cargo xtask bpf`.
@@ -91,6 +92,7 @@ pub fn attach(
     let mut ebpf = loader
         .load(OBJECT)
         .map_err(|error| anyhow!("the kernel did not take the BPF maps: {}", cause(&error)))?;
+    verify::offsets_hold(&mut ebpf, config).map_err(|why| anyhow!(why))?;
     let mut programs = Vec::new();
     let mut placed: Vec<Hook> = Vec::new();
     for resolved in plan.wanted(requested) {

@@ -9,6 +9,7 @@ use super::{
     allowed::Allowed,
     layout::Sources,
     plan::{AttachMode, Facts, Plan, Struck, resolve, symbols_wanted, tracepoints_wanted},
+    verify,
 };
 use crate::kernel::{
     btf::KernelBtf,
@@ -44,6 +45,12 @@ impl Inspection {
                 error.to_string()
             }
         });
+        let btf = btf.and_then(
+            |btf| match (btf_file, KernelBtf::load(Path::new(KERNEL_BTF))) {
+                (Some(_), Ok(own)) => verify::same_kernel(&btf, &own).map(|()| btf),
+                _ => Ok(btf),
+            },
+        );
         let wanted = symbols_wanted();
         let names: Vec<&str> = wanted.iter().map(String::as_str).collect();
         let symbols = symbols::kallsyms(&names).unwrap_or_else(|error| {

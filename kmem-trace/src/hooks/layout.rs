@@ -50,6 +50,7 @@ pub fn resolve(sources: &Sources<'_>) -> Layout {
                 stat_items(btf, sources.hierarchy, &mut config),
             );
             slab_cache(btf, &mut config);
+            task_memcg(btf, &mut config);
             limits::layout(btf, &mut config);
         }
         Err(why) => {
@@ -175,6 +176,25 @@ fn stat_items(btf: &KernelBtf, hierarchy: Hierarchy, config: &mut Config) -> Res
     Ok(())
 }
 
+/// From a task, or the `mm` that it owns, to its memory cgroup.
+fn task_memcg(btf: &KernelBtf, config: &mut Config) {
+    config.task_cgroups = offset(btf, "task_struct", "cgroups").unwrap_or(ABSENT);
+    config.mm_owner = offset(btf, "mm_struct", "owner").unwrap_or(ABSENT);
+    let subsys = offset(btf, "css_set", "subsys");
+    config.css_set_memory = match (subsys, memory_subsystem(btf)) {
+        (Ok(subsys), Some(id)) => subsys + id * 8,
+        _ => ABSENT,
+    };
+}
+
+/// `memory_cgrp_id`: the memory controller's place in arrays of controllers.
+pub fn memory_subsystem(btf: &KernelBtf) -> Option<u32> {
+    ["memory_cgrp_id", "mem_cgroup_subsys_id"]
+        .iter()
+        .find_map(|name| btf.enum_value(Some("cgroup_subsys_id"), name).ok())
+        .and_then(|id| u32::try_from(id).ok())
+}
+
 fn slab_cache(btf: &KernelBtf, config: &mut Config) {
     let find = |path: &str| offset(btf, "kmem_cache", path).unwrap_or(ABSENT);
     config.kmem_cache_name = find("name");
@@ -212,6 +232,7 @@ pub fn user_charge(
         .count()
         == 2;
     config.user_charge_memcg_is_out = u32::from(is_out);
+    config.user_charge_mm = position(&["mm"]).unwrap_or(ABSENT);
     config.user_charge_pages = position(&["nr_pages"])?;
     config.user_charge_gfp = position(&["gfp_mask", "gfp"])?;
     config.user_charge_args = function.params.len() as u32;

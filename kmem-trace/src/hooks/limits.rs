@@ -90,10 +90,7 @@ fn either(btf: &KernelBtf, names: &[&str], bytes: Option<u32>) -> u32 {
 /// `cgroup->subsys[memory_cgrp_id]`: an array of pointers.
 fn memory_css(btf: &KernelBtf) -> u32 {
     let subsys = place(btf, "cgroup", "subsys", None);
-    let id = ["memory_cgrp_id", "mem_cgroup_subsys_id"]
-        .iter()
-        .find_map(|name| btf.enum_value(Some("cgroup_subsys_id"), name).ok())
-        .and_then(|id| u32::try_from(id).ok());
+    let id = super::layout::memory_subsystem(btf);
     match (subsys, id) {
         (ABSENT, _) | (_, None) => ABSENT,
         (subsys, Some(id)) => subsys + id * 8,

@@ -6,6 +6,7 @@
 //! - [`inspect`]: everything a plan depends on, read once.
 //! - [`layout`]: struct offsets, argument positions and item numbers, from type information.
 //! - [`plan`]: the candidate chosen for each role, and why.
+//! - [`verify`]: whether all that was read is of this kernel.
 //! - [`attach`]: the plan loaded and attached.
 
 pub mod allowed;
@@ -16,3 +17,4 @@ pub mod limits;
 pub mod plan;
 pub mod stats;
 pub mod table;
+pub mod verify;

@@ -12,6 +12,7 @@ use crate::hooks::{
     attach::{AttachError, Attached, attach},
     inspect::Inspection,
     plan::Plan,
+    verify,
 };
 
 /// Attaches the best plan that the kernel takes: a candidate that it refuses is struck out, with
@@ -106,6 +107,7 @@ fn constants(plan: &Plan, request: &Request) -> Result<Config> {
     config.stream_slab =
         u32::from(request.roles.contains("slab.alloc") || request.roles.contains("slab.free"));
     config.stream_limits = 1;
+    config.own_cgroup = verify::own_cgroup(&request.mount);
     config.wake_bytes = request.sizes.ring_bytes / 4;
     Ok(config)
 }

@@ -92,6 +92,10 @@ impl Session {
     /// Where this kernel gives a ledger nothing to go by, or refuses what the plan needs.
     pub async fn start(request: Request) -> Result<Self> {
         let inspection = Inspection::read(request.btf.as_deref());
+        // A file that was asked for is used or refused, never passed over.
+        if let (Some(_), Err(why)) = (&request.btf, &inspection.btf) {
+            bail!("{why}");
+        }
         if let Err(why) = &inspection.allowed.bpf {
             bail!("cannot use BPF: {why}; run as root, or see `kmem-trace doctor`");
         }
@@ -102,7 +106,7 @@ impl Session {
         let page_bytes = reading::page_bytes();
         let btf = inspection.btf.as_ref().ok();
         let limits_here = limit::Kernel {
-            is_v1: request.hierarchy == Hierarchy::V1,
+            is_v1: request.mount.hierarchy == Hierarchy::V1,
             unit: btf.map_or(Unit::Pages, limits::unit),
             page_bytes,
             accounting: btf.map_or(Accounting::Unknown, limits::accounting),
