@@ -271,10 +271,12 @@ fn user_charge_returned(memcg: u64, asked: u64, pages: u64, gfp: u64, result: u6
 
 // --- the offsets, checked ----------------------------------------------------------------------
 
-/// Attached to nothing: run once, by the tracer, in its own context.
-#[raw_tracepoint]
-pub fn rt_check_offsets(_ctx: RawTracePointContext) -> i32 {
-    check_offsets(unsafe { bpf_get_current_task() }) as i32
+/// Attached to nothing: run once, by the tracer, in its own context. Spelled out, because the
+/// macro has a program return 0 whatever it found.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "raw_tracepoint")]
+pub extern "C" fn rt_check_offsets(_ctx: *mut core::ffi::c_void) -> u32 {
+    check_offsets(unsafe { bpf_get_current_task() })
 }
 
 // --- tracepoints: memory.stat items ------------------------------------------------------------
