@@ -25,6 +25,8 @@ struct Arguments {
 enum Chore {
     /// Build the BPF object that kmem-trace embeds, or check that it is fresh.
     Bpf(bpf::Arguments),
+    /// Run the kernel tests on every kernel of the matrix, and compare each kernel's plan.
+    Matrix(vm::matrix::Arguments),
     /// Build the tests' kernel module, which has the charge functions of old kernels.
     Module(vm::module::Arguments),
     /// Boot a Debian kernel in QEMU and run the kernel tests, or a command, in it.
@@ -34,6 +36,7 @@ enum Chore {
 fn main() -> ExitCode {
     let result = match Arguments::parse().chore {
         Chore::Bpf(arguments) => bpf::main(&arguments),
+        Chore::Matrix(arguments) => vm::matrix::main(&arguments),
         Chore::Module(arguments) => vm::module::main(&arguments),
         Chore::Vm(arguments) => vm::main(&arguments),
     };

@@ -7,6 +7,7 @@ mod apt;
 mod cpio;
 mod initramfs;
 mod kernel;
+pub mod matrix;
 pub mod module;
 pub mod qemu;
 mod session;

@@ -97,8 +97,14 @@ pub fn type_information(line: &Line) -> Result<PathBuf> {
     Ok(file)
 }
 
-fn folder() -> PathBuf {
+pub(super) fn folder() -> PathBuf {
     workspace::target().join("vm")
+}
+
+/// Whether the mirror has a kernel of `line` today.
+pub fn on_mirror(line: &Line) -> Result<bool> {
+    let mirror = Mirror::of_this_machine()?;
+    Ok(kernel::obtain(line, &mirror, &folder(), false)?.is_some())
 }
 
 fn identity(kernel: &Kernel) -> String {
