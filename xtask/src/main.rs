@@ -4,6 +4,8 @@ mod bpf;
 mod libtest;
 mod process;
 mod rust_src;
+mod setup;
+mod test;
 mod vm;
 mod workspace;
 
@@ -25,6 +27,10 @@ struct Arguments {
 enum Chore {
     /// Build the BPF object that kmem-trace embeds, or check that it is fresh.
     Bpf(bpf::Arguments),
+    /// Install what the other chores need.
+    Setup,
+    /// Run all tests: here, and on the kernels of the matrix.
+    Test(test::Arguments),
     /// Boot a Debian kernel in QEMU and run the kernel tests, or a command, in it.
     Vm(Box<vm::Arguments>),
 }
@@ -32,6 +38,8 @@ enum Chore {
 fn main() -> ExitCode {
     let result = match Arguments::parse().chore {
         Chore::Bpf(arguments) => bpf::main(&arguments),
+        Chore::Setup => setup::main(),
+        Chore::Test(arguments) => test::main(&arguments),
         Chore::Vm(arguments) => vm::main(&arguments),
     };
     result.unwrap_or_else(|error| {
