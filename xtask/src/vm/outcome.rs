@@ -120,7 +120,7 @@ impl Outcome {
                 self.cgroup, test.name, test.verdict
             ));
             if test.verdict != libtest::Verdict::Passed {
-                for detail in test.detail.lines() {
+                for detail in test.detail.trim().lines() {
                     line(&format!("    {detail}"));
                 }
             }
