@@ -49,6 +49,12 @@ pub struct Config {
     pub cgroup_ancestors: u32,
     /// 1 where `cgroup_ancestors` holds ids instead of pointers.
     pub cgroup_ancestors_are_ids: u32,
+    /// `struct cgroup`: `root`.
+    pub cgroup_root_member: u32,
+    /// `struct cgroup_root`: `hierarchy_id`.
+    pub cgroup_root_number: u32,
+    /// `struct task_struct`: `pid`.
+    pub task_pid: u32,
     /// `struct kernfs_node`: `id`.
     pub kernfs_node_id: u32,
     /// `struct kernfs_node`: `name`.
@@ -108,7 +114,7 @@ pub struct Config {
     pub lruvec_items: [[i32; ITEMS]; 4],
 
     // --- hierarchy ---
-    /// The tracepoints' `root` number of the memory hierarchy; 0 = unknown, take all.
+    /// The tracepoints' `root` number of the memory hierarchy (0 on v2); [`ABSENT`]: take all.
     pub hierarchy_id: u32,
 
     // --- switches ---
@@ -122,7 +128,6 @@ pub struct Config {
     pub stream_limits: u32,
     /// Wake userspace when this many bytes wait in the ring.
     pub wake_bytes: u32,
-    pub reserved: u32,
 }
 
 /// Offsets of the fields of one slab tracepoint, or positions of its raw arguments.
@@ -170,6 +175,9 @@ impl Config {
         cgroup_kn: ABSENT,
         cgroup_ancestors: ABSENT,
         cgroup_ancestors_are_ids: 0,
+        cgroup_root_member: ABSENT,
+        cgroup_root_number: ABSENT,
+        task_pid: ABSENT,
         kernfs_node_id: ABSENT,
         kernfs_node_name: ABSENT,
         kernfs_node_parent: ABSENT,
@@ -206,7 +214,7 @@ impl Config {
         kfree: SlabFields::NONE,
         state_items: [[-1; ITEMS]; 4],
         lruvec_items: [[-1; ITEMS]; 4],
-        hierarchy_id: 0,
+        hierarchy_id: ABSENT,
         can_read: 0,
         stream_counters: 0,
         stream_user_charges: 0,
@@ -214,6 +222,5 @@ impl Config {
         stream_slab: 0,
         stream_limits: 0,
         wake_bytes: 0,
-        reserved: 0,
     };
 }

@@ -20,8 +20,9 @@ use aya_ebpf::{
         RetProbeContext, TracePointContext,
     },
 };
+use aya_log_ebpf::debug;
 use kmem_trace_ebpf::{
-    config::{ABSENT, SlabFields},
+    config::ABSENT,
     record::{
         OP_ALLOC, OP_ATTACH, OP_CHARGE, OP_FREE, OP_MKDIR, OP_REFUSED, OP_RELEASE, OP_RENAME,
         OP_RMDIR, OP_TRY_CHARGE, OP_UNCHARGE,
@@ -34,8 +35,10 @@ use crate::{
     lifecycle::{Fields, cgroup_event},
     limit::limit_written,
     maps::{recall, remember, tally},
+    memcg::{typed_cgroup_id, typed_id},
     read::{
         argument, config, field_u32, field_u64, member, register_argument, returned, stack_pointer,
+        typed,
     },
     slab::{Object, slab_event},
 };
@@ -47,20 +50,31 @@ const RETURN_ADDRESS: u64 = 8;
 
 #[kprobe]
 pub fn kp_counter_charge(ctx: ProbeContext) -> u32 {
-    counter_changed(register_argument(ctx.regs, 0), register_argument(ctx.regs, 1), OP_CHARGE);
+    counter_changed(
+        register_argument(ctx.regs, 0),
+        register_argument(ctx.regs, 1),
+        OP_CHARGE,
+    );
     0
 }
 
 #[kprobe]
 pub fn kp_counter_uncharge(ctx: ProbeContext) -> u32 {
-    counter_changed(register_argument(ctx.regs, 0), register_argument(ctx.regs, 1), OP_UNCHARGE);
+    counter_changed(
+        register_argument(ctx.regs, 0),
+        register_argument(ctx.regs, 1),
+        OP_UNCHARGE,
+    );
     0
 }
 
 #[kprobe]
 pub fn kp_counter_try_charge(ctx: ProbeContext) -> u32 {
     let pages = register_argument(ctx.regs, 1);
-    if !remember(stack_pointer(ctx.regs), [register_argument(ctx.regs, 0), pages, 0]) {
+    if !remember(
+        stack_pointer(ctx.regs),
+        [register_argument(ctx.regs, 0), pages, 0],
+    ) {
         tally(LOST_UNREAD, 1);
         tally(LOST_PAGES, pages);
     }
@@ -73,7 +87,11 @@ pub fn kr_counter_try_charge(ctx: RetProbeContext) -> u32 {
     if let Some([counter, pages, _]) = recall(stack_pointer(regs).wrapping_sub(RETURN_ADDRESS)) {
         // `bool`: only the low byte of the register is defined.
         let charged = returned(regs) & 0xff != 0;
-        counter_changed(counter, pages, if charged { OP_TRY_CHARGE } else { OP_REFUSED });
+        counter_changed(
+            counter,
+            pages,
+            if charged { OP_TRY_CHARGE } else { OP_REFUSED },
+        );
     }
     0
 }
@@ -162,7 +180,12 @@ pub fn fx_user_charge(ctx: FExitContext) -> i32 {
 #[fexit]
 pub fn fx_limit_write(ctx: FExitContext) -> i32 {
     let ctx = ctx.as_ptr().cast_const().cast();
-    limit_written(argument(ctx, 0), argument(ctx, 1), argument(ctx, 2), argument(ctx, 4) as i64);
+    limit_written(
+        argument(ctx, 0),
+        argument(ctx, 1),
+        argument(ctx, 2),
+        argument(ctx, 4) as i64,
+    );
     0
 }
 
@@ -203,16 +226,24 @@ pub fn tp_memcg_lruvec_state(ctx: TracePointContext) -> u32 {
 
 // --- tracepoints: cgroups ----------------------------------------------------------------------
 
+// Each field is loaded right after its offset: a constant that is kept in between ends up on the
+// stack, where older verifiers no longer know it, and every possible load is then checked.
+
 #[inline(always)]
 fn cgroup_tracepoint(ctx: TracePointContext, op: u8) -> u32 {
+    let record = ctx.as_ptr().cast_const().cast();
     let fields = Fields {
-        root: config!(cgroup_root),
-        level: config!(cgroup_lvl),
-        id: config!(cgroup_id),
-        path: config!(cgroup_path),
-        task: ABSENT,
+        hierarchy: field_u32(record, config!(cgroup_root)),
+        level: field_u32(record, config!(cgroup_lvl)),
+        cgroup_id: field_u64(record, config!(cgroup_id)),
+        path: field_u32(record, config!(cgroup_path)),
+        task: 0,
     };
-    cgroup_event(ctx.as_ptr().cast_const().cast(), op, &fields);
+    cgroup_event(record, op, &fields);
+    debug!(
+        &ctx,
+        "cgroup {} of hierarchy {}: event {}", fields.cgroup_id, fields.hierarchy, op
+    );
     0
 }
 
@@ -238,92 +269,136 @@ pub fn tp_cgroup_rename(ctx: TracePointContext) -> u32 {
 
 #[tracepoint]
 pub fn tp_cgroup_attach_task(ctx: TracePointContext) -> u32 {
+    let ctx = ctx.as_ptr().cast_const().cast();
     let fields = Fields {
-        root: config!(attach_root),
-        level: config!(attach_lvl),
-        id: config!(attach_id),
-        path: config!(attach_path),
-        task: config!(attach_pid),
+        hierarchy: field_u32(ctx, config!(attach_root)),
+        level: field_u32(ctx, config!(attach_lvl)),
+        cgroup_id: field_u64(ctx, config!(attach_id)),
+        path: field_u32(ctx, config!(attach_path)),
+        task: field_u32(ctx, config!(attach_pid)),
     };
-    cgroup_event(ctx.as_ptr().cast_const().cast(), OP_ATTACH, &fields);
+    cgroup_event(ctx, OP_ATTACH, &fields);
     0
+}
+
+// --- BTF tracepoints: the same where lockdown hides tracefs, and with it all classic ones --------
+
+#[inline(always)]
+fn typed_state(ctx: BtfTracePointContext, lruvec: bool) -> i32 {
+    let memcg: *const u8 = ctx.arg(0);
+    let (item, pages) = (ctx.arg::<i32>(1), ctx.arg::<i32>(2));
+    state_changed(typed_id(memcg), item, pages, lruvec);
+    0
+}
+
+#[btf_tracepoint]
+pub fn tb_memcg_state(ctx: BtfTracePointContext) -> i32 {
+    typed_state(ctx, false)
+}
+
+#[btf_tracepoint]
+pub fn tb_memcg_lruvec_state(ctx: BtfTracePointContext) -> i32 {
+    typed_state(ctx, true)
+}
+
+#[inline(always)]
+fn typed_cgroup(ctx: BtfTracePointContext, op: u8) -> i32 {
+    let cgroup: *const u8 = ctx.arg(0);
+    let root: *const u8 = typed(cgroup, config!(cgroup_root_member));
+    let mut task = 0;
+    if op == OP_ATTACH {
+        // (dst_cgrp, path, task, threadgroup)
+        task = typed(ctx.arg(2), config!(task_pid));
+    }
+    let fields = Fields {
+        hierarchy: typed(root, config!(cgroup_root_number)),
+        level: typed(cgroup, config!(cgroup_level)),
+        cgroup_id: typed_cgroup_id(cgroup),
+        path: 0,
+        task,
+    };
+    cgroup_event(ctx.as_ptr().cast_const().cast(), op, &fields);
+    0
+}
+
+#[btf_tracepoint]
+pub fn tb_cgroup_mkdir(ctx: BtfTracePointContext) -> i32 {
+    typed_cgroup(ctx, OP_MKDIR)
+}
+
+#[btf_tracepoint]
+pub fn tb_cgroup_rmdir(ctx: BtfTracePointContext) -> i32 {
+    typed_cgroup(ctx, OP_RMDIR)
+}
+
+#[btf_tracepoint]
+pub fn tb_cgroup_release(ctx: BtfTracePointContext) -> i32 {
+    typed_cgroup(ctx, OP_RELEASE)
+}
+
+#[btf_tracepoint]
+pub fn tb_cgroup_rename(ctx: BtfTracePointContext) -> i32 {
+    typed_cgroup(ctx, OP_RENAME)
+}
+
+#[btf_tracepoint]
+pub fn tb_cgroup_attach_task(ctx: BtfTracePointContext) -> i32 {
+    typed_cgroup(ctx, OP_ATTACH)
 }
 
 // --- slab: classic tracepoints, raw tracepoints and their BTF-typed form -----------------------
 
-#[inline(always)]
-fn slab_record(ctx: *const u8, op: u8, fields: &SlabFields) -> Object {
-    Object {
-        op,
-        address: field_u64(ctx, fields.object),
-        call_site: field_u64(ctx, fields.call_site),
-        bytes_req: field_u64(ctx, fields.bytes_req),
-        bytes_alloc: field_u64(ctx, fields.bytes_alloc),
-        gfp: field_u64(ctx, fields.gfp) as u32,
-        accounted: if fields.accounted == ABSENT {
-            2
-        } else {
-            // A `bool` at the end of a word: the record is padded to four bytes.
-            (field_u32(ctx, fields.accounted) & 1) as u8
-        },
-        cache: 0,
-    }
-}
-
-#[inline(always)]
-fn slab_arguments(ctx: *const u8, op: u8, fields: &SlabFields) -> Object {
-    Object {
-        op,
-        address: argument(ctx, fields.object),
-        call_site: argument(ctx, fields.call_site),
-        bytes_req: argument(ctx, fields.bytes_req),
-        bytes_alloc: argument(ctx, fields.bytes_alloc),
-        gfp: argument(ctx, fields.gfp) as u32,
-        accounted: 2,
-        cache: argument(ctx, fields.cache),
-    }
-}
-
 macro_rules! slab_programs {
-    ($($tracepoint:ident $raw:ident $typed:ident = $op:ident, $fields:ident;)*) => { $(
+    ($($tracepoint:ident $raw:ident $typed:ident = $op:ident, $event:ident;)*) => { $(
         #[tracepoint]
         pub fn $tracepoint(ctx: TracePointContext) -> u32 {
             let ctx = ctx.as_ptr().cast_const().cast();
-            slab_event(slab_record(ctx, $op, &slab_fields!($fields)));
+            let accounted = match config!($event.accounted) {
+                ABSENT => 2,
+                // A `bool` at the end of a word: the record is padded to four bytes.
+                place => (field_u32(ctx, place) & 1) as u8,
+            };
+            slab_event(Object {
+                op: $op,
+                address: field_u64(ctx, config!($event.object)),
+                call_site: field_u64(ctx, config!($event.call_site)),
+                bytes_req: field_u64(ctx, config!($event.bytes_req)),
+                bytes_alloc: field_u64(ctx, config!($event.bytes_alloc)),
+                gfp: field_u64(ctx, config!($event.gfp)) as u32,
+                accounted,
+                cache: 0,
+            });
             0
         }
 
         #[raw_tracepoint]
         pub fn $raw(ctx: RawTracePointContext) -> i32 {
-            let ctx = ctx.as_ptr().cast_const().cast();
-            slab_event(slab_arguments(ctx, $op, &slab_fields!($fields)));
-            0
+            slab_arguments!(ctx, $op, $event)
         }
 
         #[btf_tracepoint]
         pub fn $typed(ctx: BtfTracePointContext) -> i32 {
-            let ctx = ctx.as_ptr().cast_const().cast();
-            slab_event(slab_arguments(ctx, $op, &slab_fields!($fields)));
-            0
+            slab_arguments!(ctx, $op, $event)
         }
     )* };
 }
 
-macro_rules! slab_fields {
-    ($event:ident) => {
-        SlabFields {
-            call_site: config!($event.call_site),
-            object: config!($event.object),
-            bytes_req: config!($event.bytes_req),
-            bytes_alloc: config!($event.bytes_alloc),
-            gfp: config!($event.gfp),
-            accounted: config!($event.accounted),
-            cache: config!($event.cache),
-            name: config!($event.name),
-        }
-    };
+macro_rules! slab_arguments {
+    ($ctx:ident, $op:ident, $event:ident) => {{
+        let ctx = $ctx.as_ptr().cast_const().cast();
+        slab_event(Object {
+            op: $op,
+            address: argument(ctx, config!($event.object)),
+            call_site: argument(ctx, config!($event.call_site)),
+            bytes_req: argument(ctx, config!($event.bytes_req)),
+            bytes_alloc: argument(ctx, config!($event.bytes_alloc)),
+            gfp: argument(ctx, config!($event.gfp)) as u32,
+            accounted: 2,
+            cache: argument(ctx, config!($event.cache)),
+        });
+        0
+    }};
 }
-
 slab_programs! {
     tp_cache_alloc rt_cache_alloc tb_cache_alloc = OP_ALLOC, cache_alloc;
     tp_kmalloc rt_kmalloc tb_kmalloc = OP_ALLOC, kmalloc;

@@ -7,7 +7,7 @@ use kmem_trace_ebpf::{
 
 use crate::{
     maps::{ANCESTRY, tally},
-    read::{config, member},
+    read::{config, member, typed},
 };
 
 /// The slot and the `struct mem_cgroup` that a `struct page_counter` is embedded in.
@@ -93,7 +93,11 @@ pub fn note_ancestry(memcg: u64, cgroup_id: u64) {
             parent_id = cgroup_of(parent_memcg).and_then(id_of).unwrap_or(0);
         }
         let known = ANCESTRY
-            .insert(id, &Ancestry { parent_id }, u64::from(aya_ebpf::bindings::BPF_NOEXIST))
+            .insert(
+                id,
+                &Ancestry { parent_id },
+                u64::from(aya_ebpf::bindings::BPF_NOEXIST),
+            )
             .is_err();
         if known || parent_id == 0 {
             return;
@@ -103,4 +107,17 @@ pub fn note_ancestry(memcg: u64, cgroup_id: u64) {
         depth += 1;
     }
     tally(LOST_DEPTH, 1);
+}
+
+/// [`cgroup_of`] and [`id_of`] for a `struct mem_cgroup` that the verifier knows by its type.
+#[inline(always)]
+pub fn typed_id(memcg: *const u8) -> u64 {
+    typed_cgroup_id(typed(memcg, config!(memcg_css_cgroup)))
+}
+
+/// [`id_of`] for a `struct cgroup` that the verifier knows by its type.
+#[inline(always)]
+pub fn typed_cgroup_id(cgroup: *const u8) -> u64 {
+    let node: *const u8 = typed(cgroup, config!(cgroup_kn));
+    typed(node, config!(kernfs_node_id))
 }

@@ -2,7 +2,10 @@
 //! signals, processes.
 
 pub mod cli;
+pub mod demo;
 pub mod doctor;
+pub mod made;
+pub mod names;
 pub mod run;
 pub mod session;
 pub mod trace;

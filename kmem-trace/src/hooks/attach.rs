@@ -1,12 +1,12 @@
 //! A plan loaded into the kernel and attached.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, os::fd::AsFd as _};
 
 use anyhow::{Context as _, Result, anyhow};
 use aya::{
     Btf, Ebpf, EbpfLoader,
     maps::{HashMap, MapData, PerCpuArray, PerCpuHashMap, RingBuf},
-    programs::{FEntry, FExit, KProbe, Program, RawTracePoint, TracePoint},
+    programs::{BtfTracePoint, FEntry, FExit, KProbe, Program, RawTracePoint, TracePoint},
 };
 use kmem_trace_ebpf::{
     config::Config,
@@ -16,6 +16,7 @@ use kmem_trace_ebpf::{
 use super::{
     allowed::cause,
     plan::Plan,
+    stats::{self, ProgramStats},
     table::{Hook, Place},
 };
 
@@ -39,8 +40,10 @@ pub struct Attached {
     pub tally: PerCpuArray<MapData, u64>,
     /// Taken by the stream.
     pub ring: Option<RingBuf<MapData>>,
-    /// Names of the programs that were attached.
-    pub programs: Vec<String>,
+    /// What was attached: role and program.
+    pub programs: Vec<(&'static str, &'static str)>,
+    /// Kept over [`Self::detach`].
+    last_skipped: u64,
 }
 
 /// A candidate that the kernel refused, so that the next one can be tried.
@@ -69,7 +72,14 @@ impl From<anyhow::Error> for AttachError {
 /// # Errors
 /// [`AttachError::Refused`] where the kernel does not take a candidate; everything that was
 /// attached until then is gone again.
-pub fn attach(plan: &Plan, config: &Config, requested: &HashSet<String>, sizes: Sizes, btf: Option<&Btf>, log_level: u8) -> Result<Attached, AttachError> {
+pub fn attach(
+    plan: &Plan,
+    config: &Config,
+    requested: &HashSet<String>,
+    sizes: Sizes,
+    btf: Option<&Btf>,
+    log_level: u8,
+) -> Result<Attached, AttachError> {
     let mut loader = EbpfLoader::new();
     loader
         .btf(btf)
@@ -78,31 +88,48 @@ pub fn attach(plan: &Plan, config: &Config, requested: &HashSet<String>, sizes: 
         .map_max_entries("RING", sizes.ring_bytes)
         .map_max_entries("TOTALS", sizes.cgroups)
         .map_max_entries("ANCESTRY", sizes.cgroups);
-    let mut ebpf = loader.load(OBJECT).map_err(|error| {
-        anyhow!("the kernel did not take the BPF maps: {}", cause(&error))
-    })?;
+    let mut ebpf = loader
+        .load(OBJECT)
+        .map_err(|error| anyhow!("the kernel did not take the BPF maps: {}", cause(&error)))?;
     let mut programs = Vec::new();
     for resolved in plan.wanted(requested) {
-        let Some((index, candidate)) = resolved.choice else { continue };
+        let Some((index, candidate)) = resolved.choice else {
+            continue;
+        };
         for hook in candidate.hooks {
             place(&mut ebpf, hook, btf).map_err(|error| {
                 AttachError::Refused(Refused {
                     role: resolved.role.name,
                     candidate: index,
-                    why: format!("{} refused on {}: {error:#}", candidate.mechanism.name(), hook.symbol),
+                    why: format!(
+                        "{} refused on {}: {error:#}",
+                        candidate.mechanism.name(),
+                        hook.symbol
+                    ),
                 })
             })?;
-            if !programs.iter().any(|name| name == hook.program) {
-                programs.push(hook.program.to_owned());
+            if !programs.contains(&(resolved.role.name, hook.program)) {
+                programs.push((resolved.role.name, hook.program));
             }
         }
     }
-    let mut take = |name: &str| ebpf.take_map(name).with_context(|| format!("the object has no map {name}"));
+    let mut take = |name: &str| {
+        ebpf.take_map(name)
+            .with_context(|| format!("the object has no map {name}"))
+    };
     let totals = PerCpuHashMap::try_from(take("TOTALS")?).context("map TOTALS")?;
     let ancestry = HashMap::try_from(take("ANCESTRY")?).context("map ANCESTRY")?;
     let tally = PerCpuArray::try_from(take("TALLY")?).context("map TALLY")?;
     let ring = RingBuf::try_from(take("RING")?).context("map RING")?;
-    Ok(Attached { ebpf, totals, ancestry, tally, ring: Some(ring), programs })
+    Ok(Attached {
+        ebpf,
+        totals,
+        ancestry,
+        tally,
+        ring: Some(ring),
+        programs,
+        last_skipped: 0,
+    })
 }
 
 impl Attached {
@@ -111,8 +138,46 @@ impl Attached {
         &mut self.ebpf
     }
 
+    /// Figures of the attached programs, by name.
+    pub fn stats(&self) -> Vec<(&str, ProgramStats)> {
+        let mut found = Vec::new();
+        for (name, program) in self.ebpf.programs() {
+            if let Ok(fd) = program.fd()
+                && let Some(stats) = stats::of(fd.as_fd())
+            {
+                found.push((name, stats));
+            }
+        }
+        found
+    }
+
+    /// Runs that the kernel skipped of the ledger's programs, as far as it counts them.
+    pub fn skipped(&self) -> u64 {
+        let ledger = |name: &str| {
+            self.programs.iter().any(|(role, program)| {
+                *program == name && (role.starts_with("counter.") || *role == "memcg.state")
+            })
+        };
+        let now = self
+            .stats()
+            .iter()
+            .filter(|(name, _)| ledger(name))
+            .map(|(_, it)| it.skipped)
+            .sum();
+        self.last_skipped.max(now)
+    }
+
+    /// Time in the programs (ns) and their runs; `None` while the kernel does not measure.
+    pub fn run_time(&self) -> Option<(u64, u64)> {
+        let (ns, runs) = self.stats().iter().fold((0, 0), |(ns, runs), (_, stats)| {
+            (ns + stats.run_time_ns, runs + stats.run_count)
+        });
+        (runs > 0).then_some((ns, runs))
+    }
+
     /// Takes all programs off their hooks; the maps stay readable.
     pub fn detach(&mut self) {
+        self.last_skipped = self.skipped();
         for (_, program) in self.ebpf.programs_mut() {
             // Unloading drops the links with the program.
             let _ = match program {
@@ -121,6 +186,7 @@ impl Attached {
                 Program::FExit(program) => program.unload(),
                 Program::RawTracePoint(program) => program.unload(),
                 Program::TracePoint(program) => program.unload(),
+                Program::BtfTracePoint(program) => program.unload(),
                 _ => Ok(()),
             };
         }
@@ -143,12 +209,16 @@ fn place(ebpf: &mut Ebpf, hook: &Hook, btf: Option<&Btf>) -> Result<()> {
         }
         Place::Fentry => {
             let program: &mut FEntry = program.try_into()?;
-            program.load(hook.symbol, btf.context("no type information")?).map_err(refused)?;
+            program
+                .load(hook.symbol, btf.context("no type information")?)
+                .map_err(refused)?;
             program.attach().map_err(refused)?;
         }
         Place::Fexit => {
             let program: &mut FExit = program.try_into()?;
-            program.load(hook.symbol, btf.context("no type information")?).map_err(refused)?;
+            program
+                .load(hook.symbol, btf.context("no type information")?)
+                .map_err(refused)?;
             program.attach().map_err(refused)?;
         }
         Place::RawTracepoint => {
@@ -157,6 +227,13 @@ fn place(ebpf: &mut Ebpf, hook: &Hook, btf: Option<&Btf>) -> Result<()> {
                 program.load().map_err(refused)?;
             }
             program.attach(hook.symbol).map_err(refused)?;
+        }
+        Place::BtfTracepoint(_) => {
+            let program: &mut BtfTracePoint = program.try_into()?;
+            program
+                .load(hook.symbol, btf.context("no type information")?)
+                .map_err(refused)?;
+            program.attach().map_err(refused)?;
         }
         Place::Tracepoint(category) => {
             let program: &mut TracePoint = program.try_into()?;
@@ -171,10 +248,17 @@ fn place(ebpf: &mut Ebpf, hook: &Hook, btf: Option<&Btf>) -> Result<()> {
 
 /// What the kernel said, in one line; the verifier's log, where there is one, by its last words.
 fn refusal(error: &aya::programs::ProgramError) -> String {
-    if let aya::programs::ProgramError::LoadError { io_error, verifier_log } = error {
+    if let aya::programs::ProgramError::LoadError {
+        io_error,
+        verifier_log,
+    } = error
+    {
         log::debug!("verifier: {verifier_log}");
         let text = verifier_log.to_string();
-        let last = text.lines().rev().find(|line| !line.is_empty() && !line.starts_with("processed"));
+        let last = text
+            .lines()
+            .rev()
+            .find(|line| !line.is_empty() && !line.starts_with("processed"));
         return match last {
             Some(line) => format!("{io_error} ({line})"),
             None => io_error.to_string(),

@@ -1,7 +1,7 @@
 //! Everything a plan depends on, read from the running kernel once.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap},
     path::{Path, PathBuf},
 };
 
@@ -15,7 +15,7 @@ use crate::kernel::{
     cgroupfs::Hierarchy,
     security::{self, Lockdown},
     symbols::{self, Symbols},
-    tracefs::{self, Format},
+    tracefs::{Format, Tracefs},
 };
 
 /// Where the running kernel keeps its type information.
@@ -26,9 +26,9 @@ pub struct Inspection {
     pub btf: Result<KernelBtf, String>,
     pub btf_path: PathBuf,
     pub symbols: Symbols,
-    pub traceable: Option<HashSet<String>>,
+    pub traceable: Option<BTreeSet<String>>,
     pub formats: HashMap<(&'static str, &'static str), Format>,
-    pub tracefs: Result<PathBuf, String>,
+    pub tracefs: Result<Tracefs, String>,
     pub lockdown: Lockdown,
     pub allowed: Allowed,
 }
@@ -50,23 +50,38 @@ impl Inspection {
             log::debug!("{error}");
             Symbols::default()
         });
-        let tracefs = tracefs::find_or_mount().map_err(|error| error.to_string());
+        let tracefs = Tracefs::find()
+            .or_else(|_| Tracefs::mount())
+            .map_err(|error| error.to_string());
         let mut formats = HashMap::new();
         let mut traceable = None;
-        if let Ok(root) = &tracefs {
+        if let Ok(tracefs) = &tracefs {
             for (category, name) in tracepoints_wanted() {
-                match tracefs::event_format(root, category, name) {
+                match tracefs.event_format(category, name) {
                     Ok(format) => {
                         formats.insert((category, name), format);
                     }
                     Err(error) => log::debug!("{error}"),
                 }
             }
-            traceable = symbols::traceable(root, &names).ok();
+            traceable = symbols::traceable(&tracefs.root, &names).ok();
         }
         let lockdown = security::lockdown();
-        let allowed = Allowed::probe(lockdown, btf.is_ok(), tracefs.is_ok());
-        Self { btf, btf_path, symbols, traceable, formats, tracefs, lockdown, allowed }
+        let allowed = Allowed::probe(
+            lockdown,
+            btf.is_ok(),
+            tracefs.as_ref().map(|_| ()).map_err(String::clone),
+        );
+        Self {
+            btf,
+            btf_path,
+            symbols,
+            traceable,
+            formats,
+            tracefs,
+            lockdown,
+            allowed,
+        }
     }
 
     /// The plan for this kernel.

@@ -13,4 +13,5 @@ pub mod attach;
 pub mod inspect;
 pub mod layout;
 pub mod plan;
+pub mod stats;
 pub mod table;

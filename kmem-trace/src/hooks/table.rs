@@ -10,6 +10,8 @@ pub enum Mechanism {
     Fentry,
     RawTracepoint,
     Tracepoint,
+    /// A raw tracepoint whose arguments the verifier knows by type.
+    BtfTracepoint,
 }
 
 impl Mechanism {
@@ -20,6 +22,7 @@ impl Mechanism {
             Self::Fentry => "fentry",
             Self::RawTracepoint => "raw tracepoint",
             Self::Tracepoint => "tracepoint",
+            Self::BtfTracepoint => "BTF tracepoint",
         }
     }
 }
@@ -34,6 +37,8 @@ pub enum Place {
     RawTracepoint,
     /// A classic tracepoint of this category.
     Tracepoint(&'static str),
+    /// A tracepoint of this category by its BTF type: needs no tracefs.
+    BtfTracepoint(&'static str),
 }
 
 /// One program on one symbol.
@@ -205,16 +210,30 @@ pub static ROLES: &[Role] = &[
     Role {
         name: "memcg.state",
         purpose: "memory.stat items counted in pages: anon, file, kernel, sockets",
-        candidates: &[Candidate {
-            mechanism: M::Tracepoint,
-            hooks: hooks! {
-                "tp_memcg_state" P::Tracepoint("memcg"), "mod_memcg_state";
-                "tp_memcg_lruvec_state" P::Tracepoint("memcg"), "mod_memcg_lruvec_state";
+        candidates: &[
+            // First, because classic tracepoints are skipped while any other of them runs on the
+            // same CPU, and these events nest.
+            Candidate {
+                mechanism: M::BtfTracepoint,
+                hooks: hooks! {
+                    "tb_memcg_state" P::BtfTracepoint("memcg"), "mod_memcg_state";
+                    "tb_memcg_lruvec_state" P::BtfTracepoint("memcg"), "mod_memcg_lruvec_state";
+                },
+                needs: &[Need::StatItems, Need::MemcgId],
+                gives: Status::Bounded,
+                remark: "does not see pages that wait in per-CPU stocks",
             },
-            needs: &[Need::StatItems],
-            gives: Status::Bounded,
-            remark: "does not see pages that wait in per-CPU stocks",
-        }],
+            Candidate {
+                mechanism: M::Tracepoint,
+                hooks: hooks! {
+                    "tp_memcg_state" P::Tracepoint("memcg"), "mod_memcg_state";
+                    "tp_memcg_lruvec_state" P::Tracepoint("memcg"), "mod_memcg_lruvec_state";
+                },
+                needs: &[Need::StatItems],
+                gives: Status::Bounded,
+                remark: "does not see pages that wait in per-CPU stocks",
+            },
+        ],
         without: "without kprobes and fentry, no ledger",
         on_request: true,
     },
@@ -279,19 +298,34 @@ pub static ROLES: &[Role] = &[
     Role {
         name: "cgroup.lifecycle",
         purpose: "cgroups made, removed, renamed; tasks moved",
-        candidates: &[Candidate {
-            mechanism: M::Tracepoint,
-            hooks: hooks! {
-                "tp_cgroup_mkdir" P::Tracepoint("cgroup"), "cgroup_mkdir";
-                "tp_cgroup_rmdir" P::Tracepoint("cgroup"), "cgroup_rmdir";
-                "tp_cgroup_release" P::Tracepoint("cgroup"), "cgroup_release";
-                "tp_cgroup_rename" P::Tracepoint("cgroup"), "cgroup_rename";
-                "tp_cgroup_attach_task" P::Tracepoint("cgroup"), "cgroup_attach_task";
+        candidates: &[
+            Candidate {
+                mechanism: M::Tracepoint,
+                hooks: hooks! {
+                    "tp_cgroup_mkdir" P::Tracepoint("cgroup"), "cgroup_mkdir";
+                    "tp_cgroup_rmdir" P::Tracepoint("cgroup"), "cgroup_rmdir";
+                    "tp_cgroup_release" P::Tracepoint("cgroup"), "cgroup_release";
+                    "tp_cgroup_rename" P::Tracepoint("cgroup"), "cgroup_rename";
+                    "tp_cgroup_attach_task" P::Tracepoint("cgroup"), "cgroup_attach_task";
+                },
+                needs: &[],
+                gives: Status::Exact,
+                remark: "",
             },
-            needs: &[],
-            gives: Status::Exact,
-            remark: "",
-        }],
+            Candidate {
+                mechanism: M::BtfTracepoint,
+                hooks: hooks! {
+                    "tb_cgroup_mkdir" P::BtfTracepoint("cgroup"), "cgroup_mkdir";
+                    "tb_cgroup_rmdir" P::BtfTracepoint("cgroup"), "cgroup_rmdir";
+                    "tb_cgroup_release" P::BtfTracepoint("cgroup"), "cgroup_release";
+                    "tb_cgroup_rename" P::BtfTracepoint("cgroup"), "cgroup_rename";
+                    "tb_cgroup_attach_task" P::BtfTracepoint("cgroup"), "cgroup_attach_task";
+                },
+                needs: &[Need::MemcgId],
+                gives: Status::Bounded,
+                remark: "names come from directories, so a cgroup that is gone before a look stays nameless",
+            },
+        ],
         without: "cgroups that come and go between two looks stay nameless",
         on_request: false,
     },
@@ -332,13 +366,21 @@ mod tests {
     fn every_role_has_one_name_and_says_what_is_lost_without_it() {
         let names: HashSet<_> = ROLES.iter().map(|role| role.name).collect();
         assert_eq!(names.len(), ROLES.len());
-        assert!(ROLES.iter().all(|role| !role.without.is_empty() && !role.purpose.is_empty()));
+        assert!(
+            ROLES
+                .iter()
+                .all(|role| !role.without.is_empty() && !role.purpose.is_empty())
+        );
     }
 
     #[test]
     fn every_hook_names_a_program_of_the_object() {
         let bytes = super::super::attach::OBJECT;
-        for hook in ROLES.iter().flat_map(|role| role.candidates).flat_map(|it| it.hooks) {
+        for hook in ROLES
+            .iter()
+            .flat_map(|role| role.candidates)
+            .flat_map(|it| it.hooks)
+        {
             let name = hook.program.as_bytes();
             assert!(
                 bytes.windows(name.len()).any(|window| window == name),
@@ -357,6 +399,7 @@ mod tests {
                     P::Fentry | P::Fexit => M::Fentry,
                     P::RawTracepoint => M::RawTracepoint,
                     P::Tracepoint(_) => M::Tracepoint,
+                    P::BtfTracepoint(_) => M::BtfTracepoint,
                 };
                 assert_eq!(mechanism, candidate.mechanism, "{}", hook.program);
             }

@@ -4,7 +4,7 @@
 //! flush (mm/memcontrol.c, `memcg_vmstats_needs_flush`). What it leaves over is therefore shown
 //! as one line, stock and lag, and never given a name of its own.
 
-use std::collections::HashMap;
+use crate::kernel::cgroupfs::MemoryStat;
 
 /// Bytes by kind; `None` where this kernel does not say.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
@@ -27,8 +27,8 @@ pub struct Breakdown {
 }
 
 /// Takes a v2 `memory.stat` apart.
-pub fn v2(stat: &HashMap<String, u64>, usage_bytes: u64) -> Breakdown {
-    let get = |name: &str| stat.get(name).copied();
+pub fn v2(stat: &MemoryStat, usage_bytes: u64) -> Breakdown {
+    let get = |name: &str| stat.get(name);
     let slab = get("slab").or_else(|| Some(get("slab_reclaimable")? + get("slab_unreclaimable")?));
     let kernel_stack = get("kernel_stack");
     let page_tables = match (get("pagetables"), get("sec_pagetables")) {
@@ -36,34 +36,65 @@ pub fn v2(stat: &HashMap<String, u64>, usage_bytes: u64) -> Breakdown {
         (None, second) => second,
     };
     let percpu = get("percpu");
-    let named = [slab, kernel_stack, page_tables, percpu].into_iter().flatten().sum::<u64>();
+    let named = [slab, kernel_stack, page_tables, percpu]
+        .into_iter()
+        .flatten()
+        .sum::<u64>();
     // `kernel` came with 5.18; before it the parts are all there is.
     let kernel = get("kernel").or_else(|| slab.map(|_| named));
     let other_kernel = get("kernel").map(|kernel| kernel.saturating_sub(named));
     let (anon, file, sock) = (get("anon"), get("file"), get("sock"));
-    let known = [anon, file, kernel, sock].into_iter().flatten().sum::<u64>();
-    let stock = anon.and(file).map(|_| usage_bytes.cast_signed() - known.cast_signed());
-    Breakdown { anon, file, kernel, slab, kernel_stack, page_tables, percpu, other_kernel, sock, stock }
+    let known = [anon, file, kernel, sock]
+        .into_iter()
+        .flatten()
+        .sum::<u64>();
+    let stock = anon
+        .and(file)
+        .map(|_| usage_bytes.cast_signed() - known.cast_signed());
+    Breakdown {
+        anon,
+        file,
+        kernel,
+        slab,
+        kernel_stack,
+        page_tables,
+        percpu,
+        other_kernel,
+        sock,
+        stock,
+    }
 }
 
 /// Takes a v1 `memory.stat` apart. It has no kernel memory: `kmem_bytes` is the figure of
 /// `memory.kmem.usage_in_bytes`, which is part of the usage, and cannot be divided further.
-pub fn v1(stat: &HashMap<String, u64>, kmem_bytes: Option<u64>, usage_bytes: u64) -> Breakdown {
-    let get = |name: &str| stat.get(name).copied();
+pub fn v1(stat: &MemoryStat, kmem_bytes: Option<u64>, usage_bytes: u64) -> Breakdown {
+    let get = |name: &str| stat.get(name);
     // Hierarchical figures, as the usage is: `total_*` where the kernel has them.
     let anon = get("total_rss").or_else(|| get("rss"));
     let file = get("total_cache").or_else(|| get("cache"));
     let known = [anon, file, kmem_bytes].into_iter().flatten().sum::<u64>();
-    let stock = anon.and(file).map(|_| usage_bytes.cast_signed() - known.cast_signed());
-    Breakdown { anon, file, kernel: kmem_bytes, stock, ..Breakdown::default() }
+    let stock = anon
+        .and(file)
+        .map(|_| usage_bytes.cast_signed() - known.cast_signed());
+    Breakdown {
+        anon,
+        file,
+        kernel: kmem_bytes,
+        stock,
+        ..Breakdown::default()
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn stat(pairs: &[(&str, u64)]) -> HashMap<String, u64> {
-        pairs.iter().map(|(name, value)| ((*name).to_owned(), *value)).collect()
+    fn stat(pairs: &[(&str, u64)]) -> MemoryStat {
+        let text: String = pairs
+            .iter()
+            .map(|(name, value)| format!("{name} {value}\n"))
+            .collect();
+        MemoryStat::parse(text.as_bytes()).expect("lines of name and value")
     }
 
     #[test]
@@ -87,16 +118,33 @@ mod tests {
 
     #[test]
     fn before_5_18_the_kernel_part_is_the_sum_of_what_is_named() {
-        let stat = stat(&[("anon", 1), ("file", 2), ("slab_reclaimable", 3), ("slab_unreclaimable", 4), ("percpu", 5)]);
+        let stat = stat(&[
+            ("anon", 1),
+            ("file", 2),
+            ("slab_reclaimable", 3),
+            ("slab_unreclaimable", 4),
+            ("percpu", 5),
+        ]);
         let found = v2(&stat, 20);
-        assert_eq!((found.kernel, found.other_kernel, found.stock), (Some(12), None, Some(5)));
+        assert_eq!(
+            (found.kernel, found.other_kernel, found.stock),
+            (Some(12), None, Some(5))
+        );
     }
 
     #[test]
     fn v1_counts_descendants_and_leaves_kernel_memory_whole() {
-        let stat = stat(&[("rss", 1), ("cache", 1), ("total_rss", 10), ("total_cache", 20)]);
+        let stat = stat(&[
+            ("rss", 1),
+            ("cache", 1),
+            ("total_rss", 10),
+            ("total_cache", 20),
+        ]);
         let found = v1(&stat, Some(60), 100);
-        assert_eq!((found.anon, found.file, found.kernel, found.stock), (Some(10), Some(20), Some(60), Some(10)));
+        assert_eq!(
+            (found.anon, found.file, found.kernel, found.stock),
+            (Some(10), Some(20), Some(60), Some(10))
+        );
         assert_eq!(found.slab, None);
     }
 }

@@ -12,18 +12,18 @@ use super::decode::Batch;
 /// reader from ever handing anything on.
 const BATCH_BYTES: usize = 256 * 1024;
 
-struct Descriptor(RawFd);
+/// The map, and with it the descriptor that is watched.
+struct Watched(RingBuf<MapData>);
 
-impl AsRawFd for Descriptor {
+impl AsRawFd for Watched {
     fn as_raw_fd(&self) -> RawFd {
-        self.0
+        self.0.as_raw_fd()
     }
 }
 
 /// The consuming end of the ring.
 pub struct Ring {
-    ring: RingBuf<MapData>,
-    readiness: AsyncFd<Descriptor>,
+    watched: AsyncFd<Watched>,
 }
 
 impl Ring {
@@ -32,14 +32,16 @@ impl Ring {
     /// # Errors
     /// Where the runtime cannot watch the map's descriptor.
     pub fn new(ring: RingBuf<MapData>) -> std::io::Result<Self> {
-        let readiness =
-            AsyncFd::with_interest(Descriptor(ring.as_raw_fd()), Interest::READABLE)?;
-        Ok(Self { ring, readiness })
+        // SAFETY: the descriptor is the map's own, stays the same and open until the map is
+        // dropped, and the map is owned by what watches it.
+        let watched =
+            unsafe { AsyncFd::register_with_interest(Watched(ring), Interest::READABLE) }?;
+        Ok(Self { watched })
     }
 
     /// Returns when the programs have woken us because the ring fills.
     pub async fn filling(&mut self) {
-        if let Ok(mut guard) = self.readiness.readable().await {
+        if let Ok(mut guard) = self.watched.readable().await {
             guard.clear_ready();
         }
     }
@@ -48,7 +50,9 @@ impl Ring {
     pub fn drain(&mut self) -> Batch {
         let mut bytes = BytesMut::new();
         while bytes.len() < BATCH_BYTES {
-            let Some(item) = self.ring.next() else { break };
+            let Some(item) = self.watched.get_mut().0.next() else {
+                break;
+            };
             bytes.extend_from_slice(&item);
         }
         Batch::new(bytes.freeze())

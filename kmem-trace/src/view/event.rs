@@ -63,7 +63,11 @@ impl Event {
         let mut event = Self::from_header(record.header());
         match record {
             Record::Counter(it) => {
-                event.role = if it.op == OP_UNCHARGE { "counter.uncharge" } else { "counter.charge" };
+                event.role = if it.op == OP_UNCHARGE {
+                    "counter.uncharge"
+                } else {
+                    "counter.charge"
+                };
                 event.names(it.cgroup_id, names);
                 event.counter = Some(names.counter(it.slot));
                 event.pages = Some(it.pages.cast_signed());
@@ -87,7 +91,11 @@ impl Event {
                 event.pages = Some(i64::from(it.pages));
             }
             Record::Slab(it) => {
-                event.role = if it.op == OP_FREE { "slab.free" } else { "slab.alloc" };
+                event.role = if it.op == OP_FREE {
+                    "slab.free"
+                } else {
+                    "slab.alloc"
+                };
                 event.bytes = (it.bytes_alloc != 0).then_some(it.bytes_alloc);
                 event.call_site = Some(names.call_site(it.call_site));
                 let cache = text(&it.cache);
@@ -169,7 +177,12 @@ impl Event {
             add(format!("at {call_site}"));
         }
         if let Some(accounted) = self.accounted {
-            add(if accounted { "accounted" } else { "not accounted" }.to_owned());
+            add(if accounted {
+                "accounted"
+            } else {
+                "not accounted"
+            }
+            .to_owned());
         }
         if let Some(file) = &self.file {
             add(file.clone());

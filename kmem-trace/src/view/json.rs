@@ -24,7 +24,7 @@ pub struct PlanLine<'a> {
 #[serde(tag = "type", rename_all = "lowercase")]
 pub enum Line<'a> {
     Plan(PlanLine<'a>),
-    Event(super::event::Event),
+    Event(&'a super::event::Event),
     Report(&'a Report),
     Summary(&'a Summary),
 }

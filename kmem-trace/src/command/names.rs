@@ -1,0 +1,34 @@
+//! Ids of a running session → names for events.
+
+use super::session::Session;
+use crate::{
+    kernel::cgroupfs::Hierarchy,
+    view::{event::Names, name},
+};
+
+/// The names that a session knows.
+pub struct SessionNames<'a>(pub &'a Session);
+
+impl Names for SessionNames<'_> {
+    fn cgroup(&self, id: u64) -> String {
+        name::path(&self.0.tree.name(id))
+    }
+
+    fn counter(&self, slot: u8) -> &'static str {
+        match (slot, self.0.hierarchy) {
+            (0, _) => "memory",
+            (1, _) => "kmem",
+            (2, Hierarchy::V1) => "memsw",
+            (2, Hierarchy::V2) => "swap",
+            _ => "tcpmem",
+        }
+    }
+
+    fn item(&self, item: i32) -> String {
+        format!("item {item}")
+    }
+
+    fn call_site(&self, address: u64) -> String {
+        format!("{address:#x}")
+    }
+}

@@ -1,0 +1,446 @@
+//! `kmem-trace --cgroup`: the loop between the ring, the clock, signals and the output.
+
+use std::{
+    collections::HashSet,
+    fs::File,
+    io::{self, BufWriter, ErrorKind, Write},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    time::{Instant, MissedTickBehavior, interval_at},
+};
+
+use super::{
+    cli::{Common, Format, TraceArgs},
+    names::SessionNames,
+    session::{Request, Session},
+};
+use crate::{
+    hooks::{
+        attach::Sizes,
+        plan::Struck,
+        table::{self, ROLES},
+    },
+    kernel::{
+        cgroupfs::{self, CgroupDir, Hierarchy, MemoryMount},
+        proc,
+    },
+    reconcile::report::{Report, Summary},
+    stream::{decode::Batch, recording::Recorder, ring::Ring},
+    view::{
+        event::Event,
+        json::{self, Line, PlanLine},
+        table as screen,
+    },
+};
+
+/// How often the ring is looked at when the programs do not say that it fills.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// How a trace ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Every residual was within its bound.
+    Explained,
+    /// At some report a residual exceeded its bound.
+    Beyond,
+}
+
+/// `kmem-trace --cgroup …`.
+///
+/// # Errors
+/// Where there is no such cgroup, or the kernel does not let us trace.
+pub async fn main(args: TraceArgs) -> Result<Outcome> {
+    let mount = MemoryMount::find()?;
+    let mut targets: Vec<CgroupDir> = Vec::new();
+    for argument in &args.cgroups {
+        let found = cgroupfs::find(&mount, argument)?;
+        if !targets.iter().any(|known| known.id == found.id) {
+            targets.push(found);
+        }
+    }
+    if let Some(pid) = args.pid {
+        targets.push(cgroupfs::of_pid(&mount, pid)?);
+    }
+    let mut trace = Trace::start(&mount, targets, &args.common).await?;
+    trace.follow(std::future::pending::<()>()).await
+}
+
+/// A trace with its output.
+pub struct Trace<'a> {
+    session: Session,
+    ring: Ring,
+    common: &'a Common,
+    out: BufWriter<io::Stdout>,
+    recorder: Option<Recorder<BufWriter<File>>>,
+    /// Roles whose events are printed; `None`: reports instead.
+    events: Option<HashSet<String>>,
+    first_event_ns: Option<u64>,
+    worst: Outcome,
+    last: Vec<Report>,
+    /// No reports until the end.
+    quiet: bool,
+    /// The reader of our output is gone: finish without a word.
+    closed: bool,
+}
+
+impl<'a> Trace<'a> {
+    /// Attaches and prints what is in force.
+    ///
+    /// # Errors
+    /// As [`Session::start`]; or where a file to record to cannot be made.
+    pub async fn start(
+        mount: &MemoryMount,
+        targets: Vec<CgroupDir>,
+        common: &'a Common,
+    ) -> Result<Self> {
+        let events = common.events.as_ref().map(|named| requested_events(named));
+        let recorder = match &common.record {
+            Some(path) => {
+                let file = File::create(path)
+                    .with_context(|| format!("cannot record to {}", path.display()))?;
+                Some(Recorder::new(BufWriter::new(file))?)
+            }
+            None => None,
+        };
+        warn_if_inside(mount, &targets);
+        let mut session = Session::start(Request {
+            targets,
+            mount: mount.clone(),
+            attach: common.attach,
+            btf: common.btf.clone(),
+            roles: events.clone().unwrap_or_default(),
+            sizes: Sizes {
+                ring_bytes: (common.ring * 1024).next_power_of_two().max(4096),
+                cgroups: common.max_cgroups,
+            },
+            depth: common.depth,
+            log_level: if common.verbose >= 2 { 4 } else { 0 },
+            strike: struck(&common.strike)?,
+        })
+        .await?;
+        if common.verbose >= 2
+            && let Err(error) = aya_log::EbpfLogger::init(session.attached().ebpf())
+        {
+            log::warn!("the programs' log cannot be shown: {error}");
+        }
+        let ring = session.ring()?;
+        let mut trace = Self {
+            session,
+            ring,
+            common,
+            out: BufWriter::new(io::stdout()),
+            recorder,
+            events,
+            first_event_ns: None,
+            worst: Outcome::Explained,
+            last: Vec::new(),
+            quiet: false,
+            closed: false,
+        };
+        trace.print_plan()?;
+        Ok(trace)
+    }
+
+    /// Prints no report before the last.
+    pub fn quiet(&mut self) {
+        self.quiet = true;
+    }
+
+    /// Runs until `end`, the deadline or a signal, whichever comes first; then sums up.
+    ///
+    /// # Errors
+    /// Where the output or the kernel's maps fail.
+    pub async fn follow(&mut self, end: impl Future<Output = ()>) -> Result<Outcome> {
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut hangup = signal(SignalKind::hangup())?;
+        let now = Instant::now();
+        let mut look = interval_at(now + LOOK, LOOK);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut report = interval_at(now + self.common.interval, self.common.interval);
+        report.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let deadline = self.common.duration.map(|duration| now + duration);
+        let sleep = async move {
+            match deadline {
+                Some(deadline) => tokio::time::sleep_until(deadline).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::pin!(sleep, end);
+        while !self.closed {
+            tokio::select! {
+                _ = &mut end => break,
+                () = &mut sleep => break,
+                _ = interrupt.recv() => break,
+                _ = terminate.recv() => break,
+                _ = hangup.recv() => break,
+                _ = report.tick() => self.print_reports()?,
+                _ = look.tick() => self.drain()?,
+                () = self.ring.filling() => self.drain()?,
+            }
+        }
+        self.sum_up().await?;
+        Ok(self.worst)
+    }
+
+    fn print_plan(&mut self) -> Result<()> {
+        let rows = self.session.plan.rows();
+        let roles = self.events.clone().unwrap_or_default();
+        let mechanisms = self.session.plan.mechanisms(&roles).join(" + ");
+        let kernel = proc::release();
+        let hierarchy = match self.session.hierarchy {
+            Hierarchy::V1 => "v1",
+            Hierarchy::V2 => "v2",
+        };
+        match self.common.format {
+            Format::Json => {
+                let lockdown = self.session.inspection.lockdown.to_string();
+                let mode = if self.session.plan.exact {
+                    "exact"
+                } else {
+                    "bounded"
+                };
+                let line = PlanLine {
+                    kernel: &kernel,
+                    hierarchy,
+                    lockdown: &lockdown,
+                    mode,
+                    roles: &rows,
+                };
+                self.line(&Line::Plan(line))
+            }
+            Format::Table => {
+                let head = screen::Headline {
+                    kernel,
+                    hierarchy: hierarchy.to_owned(),
+                    mechanisms: format!(
+                        "{mechanisms} ({})",
+                        if self.session.plan.exact {
+                            "exact"
+                        } else {
+                            "bounded"
+                        }
+                    ),
+                    blind: self.session.blind_spots(),
+                };
+                let result = screen::headline(&mut self.out, &head);
+                self.written(result)
+            }
+        }
+    }
+
+    fn print_reports(&mut self) -> Result<()> {
+        self.drain()?;
+        let reports = self.session.reports()?;
+        for report in &reports {
+            if !report.holds() {
+                self.worst = Outcome::Beyond;
+            }
+        }
+        if self.events.is_none() && !self.quiet {
+            for report in &reports {
+                match self.common.format {
+                    Format::Json => self.line(&Line::Report(report))?,
+                    Format::Table => {
+                        let file = self.usage_file();
+                        let result = screen::report(&mut self.out, report, file);
+                        self.written(result)?;
+                    }
+                }
+            }
+        }
+        if !reports.is_empty() {
+            self.last = reports;
+        }
+        Ok(())
+    }
+
+    fn usage_file(&self) -> &'static str {
+        match self.session.hierarchy {
+            Hierarchy::V1 => "usage_in_bytes",
+            Hierarchy::V2 => "memory.current",
+        }
+    }
+
+    fn drain(&mut self) -> Result<()> {
+        loop {
+            let batch = self.ring.drain();
+            if batch.as_bytes().is_empty() {
+                self.session.look_if_needed();
+                return Ok(());
+            }
+            self.take(&batch)?;
+        }
+    }
+
+    fn take(&mut self, batch: &Batch) -> Result<()> {
+        if let Some(recorder) = &mut self.recorder {
+            recorder.add(batch).context("cannot record")?;
+        }
+        for record in batch.records() {
+            let record = record.context("the programs sent what is no record")?;
+            self.session.apply(&record);
+            let Some(roles) = &self.events else { continue };
+            let event = Event::of(&record, &SessionNames(&self.session));
+            if !roles.contains(event.role) {
+                continue;
+            }
+            match self.common.format {
+                Format::Json => self.line(&Line::Event(&event))?,
+                Format::Table => {
+                    let since = *self.first_event_ns.get_or_insert(event.time_ns);
+                    let result = writeln!(self.out, "{}", event.line(since));
+                    self.written(result)?;
+                }
+            }
+        }
+        let result = self.out.flush();
+        self.written(result)
+    }
+
+    async fn sum_up(&mut self) -> Result<()> {
+        let seen_nothing = std::mem::take(&mut self.quiet);
+        // A person has just seen a report that is as good as the last one.
+        let seen = !seen_nothing
+            && self.common.format == Format::Table
+            && self.last.first().is_some_and(|last| {
+                let age = self.session.elapsed().as_secs_f64() - last.elapsed_s;
+                age < self.common.interval.as_secs_f64() / 4.0
+            });
+        if !seen {
+            self.print_reports()?;
+        }
+        let own = self.session.own_cost();
+        self.session.detach().await;
+        self.drain()?;
+        if let Some(recorder) = &mut self.recorder {
+            recorder.finish().context("cannot record")?;
+        }
+        let stream = self.session.stream_check()?;
+        let Some(report) = self.last.first().cloned() else {
+            return Ok(());
+        };
+        let verdict = verdict(&self.last, self.worst, stream.as_ref());
+        let summary = Summary {
+            report,
+            verdict,
+            stream,
+            own,
+        };
+        match self.common.format {
+            Format::Json => self.line(&Line::Summary(&summary)),
+            Format::Table => {
+                let result = screen::summary(&mut self.out, &summary);
+                self.written(result)
+            }
+        }
+    }
+
+    fn line(&mut self, line: &Line<'_>) -> Result<()> {
+        let result = json::write(&mut self.out, line);
+        self.written(result)
+    }
+
+    /// A reader that has gone away (`| head`) ends the trace quietly; a full disk does not.
+    fn written(&mut self, result: io::Result<()>) -> Result<()> {
+        match result {
+            Err(error) if error.kind() == ErrorKind::BrokenPipe => {
+                self.closed = true;
+                Ok(())
+            }
+            other => other.context("cannot write the output"),
+        }
+    }
+}
+
+/// The sentences at the end.
+fn verdict(
+    reports: &[Report],
+    worst: Outcome,
+    stream: Option<&crate::reconcile::report::StreamCheck>,
+) -> Vec<String> {
+    let mut sentences = Vec::new();
+    for report in reports {
+        let residual = report.residual_bytes;
+        let name = &report.cgroup;
+        sentences.push(if residual == 0 {
+            format!("{name}: the ledger equals the kernel's figure to the byte.")
+        } else if report.holds() {
+            format!(
+                "{name}: {} unexplained, within the bound.",
+                crate::view::size::signed(residual)
+            )
+        } else {
+            format!(
+                "{name}: {} unexplained, more than the bound allows.",
+                crate::view::size::signed(residual)
+            )
+        });
+    }
+    if worst == Outcome::Beyond && reports.iter().all(Report::holds) {
+        sentences.push("At an earlier report the residual exceeded its bound.".to_owned());
+    }
+    if let Some(check) = stream {
+        let lost = reports.first().map_or(0, |report| report.lost.ring);
+        sentences.push(if check.agrees {
+            format!("{} streamed records add up to the kernel-side totals.", check.records)
+        } else if lost > 0 {
+            format!("{} streamed records differ from the totals in {} places: {lost} records were lost.", check.records, check.differences)
+        } else {
+            format!("{} streamed records differ from the totals in {} places though none was lost.", check.records, check.differences)
+        });
+    }
+    sentences
+}
+
+/// The roles that `--events` names; without a name all that are not expensive.
+fn requested_events(named: &[String]) -> HashSet<String> {
+    let named: HashSet<String> = named
+        .iter()
+        .filter(|name| !name.is_empty())
+        .cloned()
+        .collect();
+    if !named.is_empty() {
+        return named;
+    }
+    ROLES
+        .iter()
+        .filter(|role| !role.on_request)
+        .map(|role| role.name.to_owned())
+        .collect()
+}
+
+/// `role:index` of `--strike`.
+pub fn struck(words: &[String]) -> Result<Struck> {
+    let mut struck = Struck::new();
+    for word in words {
+        let parsed = word
+            .split_once(':')
+            .and_then(|(role, index)| Some((table::role(role)?.name, index.parse().ok()?)));
+        match parsed {
+            Some(key) => struck.insert(key),
+            None => bail!("--strike {word}: write role:index, as in counter.charge:0"),
+        };
+    }
+    Ok(struck)
+}
+
+/// The tracer's own maps are charged to its cgroup (5.11 and later): inside the traced subtree they
+/// would be part of what is measured.
+fn warn_if_inside(mount: &MemoryMount, targets: &[CgroupDir]) {
+    let Ok(own) = cgroupfs::of_pid(mount, std::process::id()) else {
+        return;
+    };
+    for target in targets {
+        if own.path_in_hierarchy.starts_with(&target.path_in_hierarchy) {
+            log::warn!(
+                "this tracer itself runs in {}: its own memory is part of what it measures",
+                crate::view::name::path(target.path_in_hierarchy.as_os_str())
+            );
+        }
+    }
+}
