@@ -10,7 +10,8 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
 
-use crate::{process, rust_src, workspace};
+use crate::rust_src::{self, Sysroot};
+use crate::{process, workspace};
 
 /// Another compiler makes other bytes; change it together with the committed object.
 pub const RUST: &str = "1.95.0";
@@ -56,6 +57,7 @@ fn build() -> Result<Vec<u8>> {
     check_compiler()?;
     let linker = linker()?;
     let library = rust_src::library()?;
+    let sysroot = Sysroot::make(&library)?;
     let folder = workspace::target().join("bpf");
     let status = workspace::cargo()
         .args(["build", "--quiet", "--release", "-Z", "build-std=core"])
@@ -65,12 +67,9 @@ fn build() -> Result<Vec<u8>> {
         .arg(&folder)
         // -Z build-std is not stable; nothing else of what we use is behind it.
         .env("RUSTC_BOOTSTRAP", "1")
-        // Where cargo looks for `core`, if the toolchain does not bring it.
-        .env("__CARGO_TESTS_ONLY_SRC_ROOT", &library)
-        .env(
-            "CARGO_ENCODED_RUSTFLAGS",
-            flags(&linker, &library, &folder)?,
-        )
+        .env("RUSTC", &sysroot.compiler)
+        .env("CARGO_ENCODED_RUSTFLAGS", flags(&sysroot, &folder)?)
+        .env("PATH", path_with(&linker)?)
         // Flags and wrappers that the calling cargo or the user has set are not for this build.
         .env_remove("RUSTFLAGS")
         .env_remove("RUSTC_WRAPPER")
@@ -105,7 +104,7 @@ fn build() -> Result<Vec<u8>> {
 }
 
 fn check_compiler() -> Result<()> {
-    let version = process::output(rustc().arg("--version"))?;
+    let version = process::output(workspace::rustc().arg("--version"))?;
     if version.split(' ').nth(1) != Some(RUST) {
         bail!(
             "the object is built with Rust {RUST}, this is {}: run `cargo +{RUST} xtask bpf`",
@@ -113,11 +112,6 @@ fn check_compiler() -> Result<()> {
         );
     }
     Ok(())
-}
-
-/// The compiler that the calling cargo uses.
-fn rustc() -> Command {
-    Command::new(std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()))
 }
 
 /// Where `cargo xtask setup` puts programs.
@@ -140,20 +134,31 @@ pub fn linker() -> Result<PathBuf> {
     bail!("there is no bpf-linker {LINKER} here: run `cargo xtask setup`")
 }
 
+/// The search path with the linker's folder first: by its name alone it is the same flag on
+/// every machine.
+fn path_with(linker: &Path) -> Result<OsString> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let folder = linker.parent().filter(|folder| folder.is_absolute());
+    let folders = folder.map(Path::to_path_buf).into_iter();
+    std::env::join_paths(folders.chain(std::env::split_paths(&path)))
+        .context("the linker's folder cannot be put into PATH")
+}
+
 /// The compiler's flags, as cargo wants them encoded.
-fn flags(linker: &Path, library: &Path, folder: &Path) -> Result<OsString> {
-    let mut linker_flag = OsString::from("-Clinker=");
-    linker_flag.push(linker);
+fn flags(sysroot: &Sysroot, folder: &Path) -> Result<OsString> {
     let mut flags: Vec<OsString> = vec![
         "--cfg=bpf_target_arch=\"x86_64\"".into(),
         "-Cdebuginfo=2".into(),
         "-Clink-arg=--btf".into(),
-        linker_flag,
+        "-Clinker=bpf-linker".into(),
     ];
+
     for (path, name) in [
         (workspace::root(), "kmem-trace"),
         (folder.to_path_buf(), "target"),
-        (library.to_path_buf(), "rust/library"),
+        (sysroot.library.clone(), "rust/library"),
+        // Cargo names what lies below the workspace relative to it.
+        (relative(&sysroot.library), "rust/library"),
         (registry()?, "registry"),
     ] {
         let mut flag = OsString::from("--remap-path-prefix=");
@@ -162,6 +167,12 @@ fn flags(linker: &Path, library: &Path, folder: &Path) -> Result<OsString> {
         flags.push(flag);
     }
     Ok(flags.join(&OsString::from("\x1f")))
+}
+
+fn relative(path: &Path) -> PathBuf {
+    path.strip_prefix(workspace::root())
+        .unwrap_or(path)
+        .to_path_buf()
 }
 
 /// The folder of downloaded crates: `~/.cargo/registry/src/NAME-HASH`, whose name depends on the
@@ -188,8 +199,8 @@ fn registry() -> Result<PathBuf> {
 
 /// Drops DWARF, which names paths and is of no use to the kernel; BTF stays.
 fn strip(linked: &Path, stripped: &Path) -> Result<()> {
-    let sysroot = process::output(rustc().args(["--print", "sysroot"]))?;
-    let host = process::output(rustc().args(["--print", "host-tuple"]))?;
+    let sysroot = process::output(workspace::rustc().args(["--print", "sysroot"]))?;
+    let host = process::output(workspace::rustc().args(["--print", "host-tuple"]))?;
     let objcopy = Path::new(sysroot.trim())
         .join("lib/rustlib")
         .join(host.trim())

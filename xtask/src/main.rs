@@ -4,6 +4,8 @@ mod bpf;
 mod libtest;
 mod process;
 mod rust_src;
+mod setup;
+mod test;
 mod vm;
 mod workspace;
 
@@ -29,6 +31,10 @@ enum Chore {
     Matrix(vm::matrix::Arguments),
     /// Build the tests' kernel module, which has the charge functions of old kernels.
     Module(vm::module::Arguments),
+    /// Install what the other chores need.
+    Setup,
+    /// Run all tests: here, and on the kernels of the matrix.
+    Test(test::Arguments),
     /// Boot a Debian kernel in QEMU and run the kernel tests, or a command, in it.
     Vm(Box<vm::Arguments>),
 }
@@ -38,6 +44,8 @@ fn main() -> ExitCode {
         Chore::Bpf(arguments) => bpf::main(&arguments),
         Chore::Matrix(arguments) => vm::matrix::main(&arguments),
         Chore::Module(arguments) => vm::module::main(&arguments),
+        Chore::Setup => setup::main(),
+        Chore::Test(arguments) => test::main(&arguments),
         Chore::Vm(arguments) => vm::main(&arguments),
     };
     result.unwrap_or_else(|error| {

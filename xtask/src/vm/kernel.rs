@@ -129,6 +129,17 @@ pub struct Kernel {
 /// Finds, downloads and unpacks the newest kernel of `line`. `Ok(None)` if the mirror has none;
 /// what was missing has then been printed.
 pub fn obtain(line: &Line, mirror: &Mirror, cache: &Path, refresh: bool) -> Result<Option<Kernel>> {
+    match newest(line, mirror, cache, refresh) {
+        // The version in yesterday's lists may have left the archive.
+        Err(error) if !refresh => {
+            eprintln!("warning: {error:#}; trying again with fresh package lists");
+            newest(line, mirror, cache, true)
+        }
+        result => result,
+    }
+}
+
+fn newest(line: &Line, mirror: &Mirror, cache: &Path, refresh: bool) -> Result<Option<Kernel>> {
     let others: Vec<_> = SUITES
         .into_iter()
         .filter(|suite| !line.home().contains(suite))
@@ -182,10 +193,8 @@ fn unpack(suite: &Suite, package: &Package, cache: &Path) -> Result<Kernel> {
         }
         fs::create_dir_all(&root)?;
         for name in parts(package) {
-            // Backports drop the configuration's package of a kernel that has a successor.
-            let named = suite.packages(std::slice::from_ref(&name))?;
-            if !named.iter().any(|found| found.version == package.version) {
-                eprintln!("warning: {} has no {name}", suite.name);
+            // The archive drops these sooner than the image; only the configuration is in them.
+            if name.starts_with("linux-base-") && !suite.names(&name)?.contains(&name) {
                 continue;
             }
             let deb = suite.download(&name, &package.version, &folder)?;
@@ -196,25 +205,20 @@ fn unpack(suite: &Suite, package: &Package, cache: &Path) -> Result<Kernel> {
     }
     let image =
         find(&root, "vmlinuz").with_context(|| format!("{} contains no vmlinuz", package.name))?;
-    let missing = match find(&root, "config") {
-        Some(config) => missing_options(
-            &fs::read_to_string(&config)
-                .with_context(|| format!("cannot read {}", config.display()))?,
-        ),
-        None => {
-            eprintln!(
-                "warning: {} has no kernel configuration to check",
-                package.name
-            );
-            Vec::new()
+    match find(&root, "config") {
+        Some(config) => {
+            let text = fs::read_to_string(&config)
+                .with_context(|| format!("cannot read {}", config.display()))?;
+            let missing = missing_options(&text);
+            if !missing.is_empty() {
+                let missing = missing.join(", ");
+                eprintln!("warning: {} is built without {missing}", package.name);
+            }
         }
-    };
-    if !missing.is_empty() {
-        eprintln!(
-            "warning: {} is built without {}",
-            package.name,
-            missing.join(", ")
-        );
+        None => eprintln!(
+            "warning: the archive has no configuration of {} to check",
+            package.name
+        ),
     }
     Ok(Kernel {
         package: package.name.clone(),
