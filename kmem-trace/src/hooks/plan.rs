@@ -207,16 +207,29 @@ fn choose(
             Err(reason) => passed.push(reason),
         }
     }
-    // The most telling reason: a refusal before an absence before the other hierarchy.
+    // The most telling reasons: what was refused, each once, before an absence before the other
+    // hierarchy.
+    let mut refused: Vec<&str> = Vec::new();
+    for reason in &passed {
+        if let Passed::Refused(text) = reason
+            && !refused.contains(&text.as_str())
+        {
+            refused.push(text);
+        }
+    }
     let rank = |reason: &&Passed| match reason {
         Passed::Refused(_) => 0,
         Passed::Absent(_) => 1,
         Passed::OtherHierarchy(_) => 2,
     };
-    let first = passed
-        .iter()
-        .min_by_key(rank)
-        .map_or("nothing in the table fits", Passed::text);
+    let first = match refused.is_empty() {
+        false => refused.join("; "),
+        true => passed
+            .iter()
+            .min_by_key(rank)
+            .map_or("nothing in the table fits", Passed::text)
+            .to_owned(),
+    };
     Resolved {
         role,
         choice: None,
