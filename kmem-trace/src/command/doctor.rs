@@ -146,7 +146,7 @@ fn examine(
         roles: &roles,
         accounting: &accounting,
         hierarchy,
-        reads: allowed.reads.as_ref().map(|()| ()).map_err(String::as_str),
+        reads_refused: allowed.reads.as_ref().err().map(String::as_str),
         nokmem: cmdline.as_ref().is_ok_and(|cmdline| cmdline.nokmem),
     });
     let events = inspection
@@ -157,6 +157,9 @@ fn examine(
         euid: rights.euid,
         held: rights.held.clone().unwrap_or_default(),
         missing: rights.missing.clone(),
+        perf_restricted: security::perf_event_paranoid()
+            .ok()
+            .filter(|value| *value >= 3 && !rights.sys_admin),
         bpf: allowed.bpf.clone(),
         reads: allowed.reads.clone(),
         lockdown: inspection.lockdown,
@@ -231,6 +234,7 @@ fn rights() -> Rights {
     match Privileges::read() {
         Ok(privileges) => Rights {
             euid: privileges.euid,
+            sys_admin: privileges.sys_admin,
             held: Some(privileges.held),
             missing: privileges
                 .missing
@@ -245,6 +249,7 @@ fn rights() -> Rights {
             log::debug!("capabilities: {error}");
             Rights {
                 euid: nix::unistd::geteuid().as_raw(),
+                sys_admin: false,
                 held: None,
                 missing: Vec::new(),
             }

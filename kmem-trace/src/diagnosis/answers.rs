@@ -27,17 +27,25 @@ pub struct Means<'a> {
     pub accounting: &'a Accounting,
     /// Of the mounted memory controller; `None`: there is none.
     pub hierarchy: Option<Hierarchy>,
-    /// Programs may read kernel memory, or why not.
-    pub reads: Result<(), &'a str>,
+    /// Why programs may not read kernel memory, where that is so.
+    pub reads_refused: Option<&'a str>,
     /// Booted with `cgroup.memory=nokmem`.
     pub nokmem: bool,
 }
 
 type Verdict = (Status, String);
 
+/// Name, what it says, how it is judged, what it stands on.
+type Rule = (
+    &'static str,
+    &'static str,
+    fn(&Means<'_>) -> Verdict,
+    &'static [&'static str],
+);
+
 /// Every answer, in the order in which users ask.
 pub fn derive(means: &Means<'_>) -> Vec<Answer> {
-    let rows: [(_, _, fn(&Means<'_>) -> Verdict, &'static [&'static str]); 7] = [
+    let rules: [Rule; 7] = [
         (
             "usage ledger",
             "how a cgroup's usage comes about, reconciled with the kernel's own figure",
@@ -81,7 +89,8 @@ pub fn derive(means: &Means<'_>) -> Vec<Answer> {
             &["slab.alloc", "slab.free", "kernel reads", "payer"],
         ),
     ];
-    rows.into_iter()
+    rules
+        .into_iter()
         .map(|(answer, says, verdict, needs)| {
             let (status, why) = match means.hierarchy {
                 // Objects are seen without memory cgroups too; the rest is about cgroups.
@@ -136,7 +145,7 @@ fn usage(means: &Means<'_>) -> Verdict {
     }
     let items = one(means, "memcg.state");
     if items.0 == Status::Missing {
-        return (Status::Missing, format!("{}; {}", counters.1, items.1));
+        return worst(counters, items);
     }
     (
         Status::Bounded,
@@ -184,9 +193,9 @@ fn attribution(means: &Means<'_>) -> Verdict {
         return events;
     }
     let payer = means.accounting.payer.as_ref().map_err(String::as_str);
-    let payers = match (means.reads, payer) {
-        (Ok(()), Ok(_)) => (Status::Exact, String::new()),
-        (Err(why), _) | (_, Err(why)) => (
+    let payers = match (means.reads_refused, payer) {
+        (None, Ok(_)) => (Status::Exact, String::new()),
+        (Some(why), _) | (None, Err(why)) => (
             Status::Bounded,
             format!("the payer is not readable, only the cgroup of the task that asks: {why}"),
         ),
@@ -219,7 +228,7 @@ mod tests {
             roles,
             accounting: &accounting,
             hierarchy,
-            reads: Ok(()),
+            reads_refused: None,
             nokmem: false,
         };
         change(&mut means);
@@ -317,7 +326,7 @@ mod tests {
     fn attribution_is_bounded_where_the_payer_cannot_be_read() {
         let roles = samples::roles(Status::Exact, &[]);
         let blind = on(&roles, Some(Hierarchy::V1), |means| {
-            means.reads = Err("locked")
+            means.reads_refused = Some("locked")
         });
         assert_eq!(status(&blind, "slab attribution"), Status::Bounded);
         assert!(blind[6].why.ends_with("locked"), "{}", blind[6].why);
@@ -328,7 +337,7 @@ mod tests {
             roles: &roles,
             accounting: &accounting,
             hierarchy: Some(Hierarchy::V1),
-            reads: Ok(()),
+            reads_refused: None,
             nokmem: false,
         });
         assert_eq!(status(&unknown, "slab attribution"), Status::Bounded);

@@ -14,4 +14,6 @@ pub mod page;
 pub mod problems;
 
 #[cfg(test)]
+mod problems_tests;
+#[cfg(test)]
 pub(crate) mod samples;

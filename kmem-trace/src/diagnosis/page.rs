@@ -62,6 +62,8 @@ pub struct System {
 pub struct Rights {
     /// Effective user id.
     pub euid: u32,
+    /// Has `CAP_SYS_ADMIN`, which stands in for some others.
+    pub sys_admin: bool,
     /// Effective capabilities that tracing uses; `None` where they cannot be read.
     pub held: Option<Vec<&'static str>>,
     pub missing: Vec<Lack>,

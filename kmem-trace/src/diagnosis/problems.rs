@@ -9,8 +9,10 @@ use crate::kernel::{proc::system::Cmdline, security::Lockdown};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Problem {
     pub problem: String,
-    /// A command, or what to do where no command does it.
+    /// What to do, where a command alone does not say it; may be empty.
     pub mend: String,
+    /// What to type.
+    pub command: Option<String>,
 }
 
 /// Why there are no memory cgroups to look at.
@@ -34,6 +36,8 @@ pub struct Evidence {
     pub held: Vec<&'static str>,
     /// Those that it lacks.
     pub missing: Vec<Lack>,
+    /// `kernel.perf_event_paranoid`, where it leaves `perf_event_open` to others than us.
+    pub perf_restricted: Option<i64>,
     /// Making a BPF map, or the kernel's reason against it.
     pub bpf: Result<(), String>,
     /// Reading kernel memory from a program, or the reason against it.
@@ -63,6 +67,7 @@ pub struct Evidence {
 pub fn find(evidence: &Evidence) -> Vec<Problem> {
     [
         rights(evidence),
+        perf(evidence),
         cgroups(evidence),
         delegation(evidence),
         nokmem(evidence),
@@ -83,6 +88,19 @@ fn problem(problem: impl Into<String>, mend: impl Into<String>) -> Option<Proble
     Some(Problem {
         problem: problem.into(),
         mend: mend.into(),
+        command: None,
+    })
+}
+
+fn mended_by(
+    problem: impl Into<String>,
+    mend: &str,
+    command: impl Into<String>,
+) -> Option<Problem> {
+    Some(Problem {
+        problem: problem.into(),
+        mend: mend.to_owned(),
+        command: Some(command.into()),
     })
 }
 
@@ -115,12 +133,21 @@ fn rights(evidence: &Evidence) -> Option<Problem> {
         .chain(&names)
         .map(|name| name.to_lowercase())
         .collect();
-    problem(
+    mended_by(
         format!("not root, and without {}", names.join(", ")),
+        "run it with sudo, or give the program its rights once and for all:",
+        format!("sudo setcap {}+ep $(command -v kmem-trace)", all.join(",")),
+    )
+}
+
+fn perf(evidence: &Evidence) -> Option<Problem> {
+    let value = evidence.perf_restricted?;
+    mended_by(
         format!(
-            "run it with sudo, or once: sudo setcap {}+ep $(command -v kmem-trace)",
-            all.join(",")
+            "kernel.perf_event_paranoid={value} leaves kprobes and tracepoints to CAP_SYS_ADMIN"
         ),
+        "run it with sudo, or:",
+        "sudo sysctl kernel.perf_event_paranoid=2",
     )
 }
 
@@ -143,21 +170,24 @@ fn cgroups(evidence: &Evidence) -> Option<Problem> {
             "the kernel is built without the memory controller",
             "boot a kernel with CONFIG_MEMCG=y",
         ),
-        NoCgroups::NotMounted => problem(
+        NoCgroups::NotMounted => mended_by(
             "the memory controller is not mounted",
-            "mount -t cgroup2 none /sys/fs/cgroup",
+            "",
+            "sudo mount -t cgroup2 none /sys/fs/cgroup",
         ),
-        NoCgroups::Other(why) => problem(
+        NoCgroups::Other(why) => mended_by(
             format!("memory cgroups cannot be found: {why}"),
-            "mount -t proc proc /proc",
+            "",
+            "sudo mount -t proc proc /proc",
         ),
     }
 }
 
 fn delegation(evidence: &Evidence) -> Option<Problem> {
     let path = evidence.memory_not_delegated.as_ref()?;
-    problem(
+    mended_by(
         "the memory controller is not switched on for the cgroups below the top",
+        "as root:",
         format!("echo +memory > {path}"),
     )
 }
@@ -197,8 +227,9 @@ fn lockdown(evidence: &Evidence) -> Option<Problem> {
 
 fn tracefs(evidence: &Evidence) -> Option<Problem> {
     if !evidence.tracefs_mounted {
-        return problem(
+        return mended_by(
             "tracefs is not mounted (kmem-trace mounts it itself when it is root)",
+            "",
             "sudo mount -t tracefs nodev /sys/kernel/tracing",
         );
     }
@@ -209,8 +240,9 @@ fn tracefs(evidence: &Evidence) -> Option<Problem> {
     {
         return None;
     }
-    problem(
+    mended_by(
         "tracefs is mounted, but its events cannot be read",
+        "",
         "sudo mount -o remount,mode=755 /sys/kernel/tracing",
     )
 }
@@ -240,11 +272,12 @@ fn addresses(evidence: &Evidence) -> Option<Problem> {
     if !evidence.addresses_hidden || !has_right {
         return None;
     }
-    problem(
+    mended_by(
         match evidence.kptr_restrict {
             Some(value) => format!("kernel.kptr_restrict={value} hides kernel addresses"),
             None => "kernel addresses are hidden".to_owned(),
         },
+        "",
         "sudo sysctl kernel.kptr_restrict=1",
     )
 }
@@ -280,131 +313,9 @@ fn no_reads(evidence: &Evidence) -> Option<Problem> {
     {
         return None;
     }
-    problem(
+    mended_by(
         why.clone(),
-        "cat /sys/kernel/security/lockdown (mount -t securityfs none /sys/kernel/security first)",
+        "see what locks the kernel down:",
+        "cat /sys/kernel/security/lockdown",
     )
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::diagnosis::samples::{LACKS, evidence};
-
-    /// The one problem that this evidence shows.
-    fn only(change: impl FnOnce(&mut Evidence)) -> Problem {
-        let mut changed = evidence();
-        change(&mut changed);
-        let mut found = find(&changed);
-        assert_eq!(found.len(), 1, "{found:?}");
-        found.remove(0)
-    }
-
-    #[test]
-    fn where_all_is_well_nothing_is_found() {
-        assert_eq!(find(&evidence()), []);
-    }
-
-    #[test]
-    fn a_user_without_rights_gets_sudo_and_setcap_with_all_that_is_used() {
-        let found = only(|it| {
-            it.euid = 1000;
-            it.held = vec!["CAP_PERFMON"];
-            it.missing = LACKS.to_vec();
-            // What follows from it is not told again.
-            it.bpf = Err("refused".to_owned());
-            it.reads = Err("refused".to_owned());
-            it.addresses_hidden = true;
-        });
-        assert!(
-            found
-                .mend
-                .contains("sudo setcap cap_perfmon,cap_bpf,cap_syslog+ep"),
-            "{found:?}"
-        );
-    }
-
-    #[test]
-    fn root_in_a_container_is_told_what_to_add_to_it() {
-        let found = only(|it| it.missing = LACKS.to_vec());
-        assert!(
-            found.mend.ends_with("--cap-add BPF --cap-add SYSLOG"),
-            "{found:?}"
-        );
-    }
-
-    #[test]
-    fn each_hindrance_has_its_own_remedy() {
-        type Change = fn(&mut Evidence);
-        let cases: [(Change, &str); 11] = [
-            (
-                |it| it.tracefs_mounted = false,
-                "sudo mount -t tracefs nodev /sys/kernel/tracing",
-            ),
-            (
-                |it| it.cgroups = Err(NoCgroups::NotMounted),
-                "mount -t cgroup2",
-            ),
-            (|it| it.cgroups = Err(NoCgroups::NotBuilt), "CONFIG_MEMCG=y"),
-            (
-                |it| it.cgroups = Err(NoCgroups::Disabled),
-                "cgroup_enable=memory",
-            ),
-            (
-                |it| {
-                    it.cgroups = Err(NoCgroups::Disabled);
-                    it.cmdline.disabled = vec!["memory".to_owned()];
-                },
-                "without cgroup_disable=memory",
-            ),
-            (
-                |it| it.memory_not_delegated = Some("/cg/cgroup.subtree_control".to_owned()),
-                "echo +memory > /cg/cgroup.subtree_control",
-            ),
-            (
-                |it| it.cmdline.nokmem = true,
-                "boot without cgroup.memory=nokmem",
-            ),
-            (
-                |it| {
-                    it.addresses_hidden = true;
-                    it.kptr_restrict = Some(2);
-                },
-                "sysctl kernel.kptr_restrict=1",
-            ),
-            (
-                |it| it.btf = Err("none".to_owned()),
-                "CONFIG_DEBUG_INFO_BTF=y",
-            ),
-            (
-                |it| {
-                    it.kprobes = Some(false);
-                    it.exact = false;
-                },
-                "CONFIG_KPROBES=y",
-            ),
-            (
-                |it| {
-                    it.lockdown = Lockdown::Confidentiality;
-                    it.reads = Err("forbidden".to_owned());
-                    it.tracefs_readable = false;
-                },
-                "without lockdown=confidentiality",
-            ),
-        ];
-        for (change, remedy) in cases {
-            let found = only(change);
-            assert!(
-                found.mend.contains(remedy),
-                "{found:?} does not say {remedy}"
-            );
-        }
-    }
-
-    #[test]
-    fn no_kprobes_is_no_problem_where_fentry_does_their_work() {
-        let mut fine = evidence();
-        fine.kprobes = Some(false);
-        assert_eq!(find(&fine), []);
-    }
 }

@@ -135,6 +135,7 @@ pub fn evidence() -> Evidence {
         euid: 0,
         held: vec!["CAP_BPF", "CAP_PERFMON", "CAP_SYSLOG"],
         missing: Vec::new(),
+        perf_restricted: None,
         bpf: Ok(()),
         reads: Ok(()),
         lockdown: Lockdown::None,
@@ -175,7 +176,7 @@ pub fn page(
         roles: &roles,
         accounting: &accounting,
         hierarchy: Some(hierarchy),
-        reads: if exact { Ok(()) } else { Err("not allowed") },
+        reads_refused: (!exact).then_some("not allowed"),
         nokmem: false,
     });
     Page {
@@ -195,6 +196,7 @@ pub fn page(
         },
         rights: Rights {
             euid: 0,
+            sys_admin: true,
             held: Some(vec!["CAP_BPF", "CAP_SYSLOG"]),
             missing: Vec::new(),
         },

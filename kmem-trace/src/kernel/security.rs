@@ -71,6 +71,8 @@ pub fn lockdown() -> Lockdown {
 pub struct Privileges {
     /// Effective user id; 0 does not mean that all capabilities are there.
     pub euid: u32,
+    /// Has `CAP_SYS_ADMIN`.
+    pub sys_admin: bool,
     /// Names of the capabilities that tracing uses and this process has.
     pub held: Vec<&'static str>,
     /// Those that it lacks, with what they are for.
@@ -131,15 +133,10 @@ impl Privileges {
             .map(Capability::index)
             .collect();
         let has = |capability: Capability| effective.contains(&capability.index());
-        let (held, mut missing) = sorted(has);
-        if perf_event_paranoid().is_ok_and(|value| value >= 3) && !has(Capability::CAP_SYS_ADMIN) {
-            missing.push((
-                "CAP_SYS_ADMIN",
-                "to attach kprobes and tracepoints where kernel.perf_event_paranoid is 3 or more",
-            ));
-        }
+        let (held, missing) = sorted(has);
         Ok(Privileges {
             euid: nix::unistd::geteuid().as_raw(),
+            sys_admin: has(Capability::CAP_SYS_ADMIN),
             held,
             missing,
         })

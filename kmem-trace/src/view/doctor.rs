@@ -48,7 +48,7 @@ pub fn page(out: &mut impl Write, page: &Page, width: usize) -> io::Result<()> {
     for answer in &page.answers {
         sheet.verdict(answer.answer, answer.status, answer.says, &answer.why)?;
     }
-    sheet.title(match &page.tried {
+    sheet.title(match page.tried {
         Ok(()) => "ROLES (each hook attached for a moment, to be sure)",
         Err(_) => "ROLES (as planned; nothing was attached)",
     })?;
@@ -64,7 +64,13 @@ pub fn page(out: &mut impl Write, page: &Page, width: usize) -> io::Result<()> {
     }
     for problem in &page.problems {
         sheet.wrapped("  ", "    ", &problem.problem)?;
-        sheet.wrapped("    → ", "      ", &problem.mend)?;
+        if !problem.mend.is_empty() {
+            sheet.wrapped("    → ", "      ", &problem.mend)?;
+        }
+        // Never broken: it is there to be pasted.
+        if let Some(command) = &problem.command {
+            writeln!(sheet.out, "    $ {command}")?;
+        }
     }
     sheet.out.flush()
 }
@@ -93,7 +99,7 @@ fn system(sheet: &mut Sheet<'_, impl Write>, system: &System) -> io::Result<()> 
     )?;
     sheet.line("lockdown", &system.lockdown)?;
     sheet.line("type info (BTF)", &text(&system.btf, "none"))?;
-    sheet.line("tracefs", &text(&system.tracefs, "none"))?;
+    sheet.line("tracefs", &text(&system.tracefs, "not usable"))?;
     sheet.line("addresses", &text(&system.kernel_addresses, "hidden"))
 }
 
@@ -331,6 +337,7 @@ mod tests {
         found.tried = Err(why.to_owned());
         found.rights = Rights {
             euid: 65534,
+            sys_admin: false,
             held: Some(Vec::new()),
             missing: samples::LACKS.to_vec(),
         };
