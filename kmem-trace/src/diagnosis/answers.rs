@@ -117,7 +117,7 @@ fn one(means: &Means<'_>, role: &str) -> Verdict {
     )
 }
 
-/// The worst of two, with its reason; of equals both reasons, once each.
+/// The worst of two, with its reason; of equals both reasons.
 fn worst(first: Verdict, second: Verdict) -> Verdict {
     let rank = |status| match status {
         Status::Missing => 0,
@@ -127,10 +127,19 @@ fn worst(first: Verdict, second: Verdict) -> Verdict {
     match rank(first.0).cmp(&rank(second.0)) {
         std::cmp::Ordering::Less => first,
         std::cmp::Ordering::Greater => second,
-        std::cmp::Ordering::Equal if first.1 == second.1 || second.1.is_empty() => first,
-        std::cmp::Ordering::Equal if first.1.is_empty() => second,
-        std::cmp::Ordering::Equal => (first.0, format!("{}; {}", first.1, second.1)),
+        std::cmp::Ordering::Equal => (first.0, once(&first.1, &second.1)),
     }
+}
+
+/// The clauses of two reasons, each once.
+fn once(first: &str, second: &str) -> String {
+    let mut clauses: Vec<&str> = Vec::new();
+    for clause in first.split("; ").chain(second.split("; ")) {
+        if !clause.is_empty() && !clauses.contains(&clause) {
+            clauses.push(clause);
+        }
+    }
+    clauses.join("; ")
 }
 
 /// By page counters; else by items of `memory.stat`; else not.
@@ -309,6 +318,19 @@ mod tests {
         let answers = on(&roles, Some(Hierarchy::V1), |_| {});
         assert_eq!(status(&answers, "usage ledger"), Status::Missing);
         assert_eq!(answers[0].why, "no probes; no events");
+    }
+
+    #[test]
+    fn what_two_roles_say_alike_is_said_once() {
+        let roles = samples::roles(
+            Status::Exact,
+            &[
+                ("slab.alloc", Status::Missing, "refused; no allocations"),
+                ("slab.free", Status::Missing, "refused; no frees"),
+            ],
+        );
+        let answers = on(&roles, Some(Hierarchy::V1), |_| {});
+        assert_eq!(answers[5].why, "refused; no allocations; no frees");
     }
 
     #[test]

@@ -29,6 +29,18 @@ pub struct Page {
     pub problems: Vec<Problem>,
 }
 
+impl Page {
+    /// The one reason why nothing at all is allowed, where that is so.
+    pub fn nothing_allowed(&self) -> Option<&str> {
+        let (_, first) = self.allowed.first()?;
+        let why = first.as_ref().err()?;
+        self.allowed
+            .iter()
+            .all(|(_, verdict)| verdict.as_ref().err() == Some(why))
+            .then_some(why)
+    }
+}
+
 /// The machine and its kernel.
 #[derive(Clone, Debug, Serialize)]
 pub struct System {

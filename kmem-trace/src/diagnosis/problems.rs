@@ -283,7 +283,8 @@ fn addresses(evidence: &Evidence) -> Option<Problem> {
 }
 
 fn kprobes(evidence: &Evidence) -> Option<Problem> {
-    if evidence.exact || evidence.kprobes != Some(false) {
+    // Whether fentry does, nobody knows who may not load programs.
+    if evidence.exact || evidence.bpf.is_err() || evidence.kprobes != Some(false) {
         return None;
     }
     problem(

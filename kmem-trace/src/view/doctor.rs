@@ -34,7 +34,11 @@ pub fn page(out: &mut impl Write, page: &Page, width: usize) -> io::Result<()> {
     system(&mut sheet, &page.system)?;
     rights(&mut sheet, &page.rights)?;
     sheet.title("ALLOWED (as it looks before anything is attached)")?;
-    for (what, verdict) in &page.allowed {
+    let refusal = page.nothing_allowed();
+    if let Some(why) = refusal {
+        sheet.line("nothing", why)?;
+    }
+    for (what, verdict) in page.allowed.iter().filter(|_| refusal.is_none()) {
         sheet.line(
             what,
             &verdict
@@ -46,7 +50,12 @@ pub fn page(out: &mut impl Write, page: &Page, width: usize) -> io::Result<()> {
     accounting(&mut sheet, &page.accounting)?;
     sheet.title("ANSWERS")?;
     for answer in &page.answers {
-        sheet.verdict(answer.answer, answer.status, answer.says, &answer.why)?;
+        sheet.verdict(
+            answer.answer,
+            answer.status,
+            answer.says,
+            shorter(&answer.why, refusal),
+        )?;
     }
     sheet.title(match page.tried {
         Ok(()) => "ROLES (each hook attached for a moment, to be sure)",
@@ -56,7 +65,7 @@ pub fn page(out: &mut impl Write, page: &Page, width: usize) -> io::Result<()> {
         sheet.line("not tried", why)?;
     }
     for row in &page.roles {
-        role(&mut sheet, row)?;
+        role(&mut sheet, row, refusal)?;
     }
     sheet.title("PROBLEMS")?;
     if page.problems.is_empty() {
@@ -177,16 +186,23 @@ fn stock(stock: &Stock) -> String {
     )
 }
 
-fn role(sheet: &mut Sheet<'_, impl Write>, row: &Row) -> io::Result<()> {
+fn role(sheet: &mut Sheet<'_, impl Write>, row: &Row, refusal: Option<&str>) -> io::Result<()> {
     let by = match (row.mechanism, &row.symbol) {
         (Some(mechanism), Some(symbol)) => format!("{mechanism}: {symbol}"),
         _ => String::new(),
     };
-    sheet.verdict(row.role, row.status, &by, &row.why)?;
+    sheet.verdict(row.role, row.status, &by, shorter(&row.why, refusal))?;
     if !row.default && row.status != Status::Missing {
         sheet.below(&format!("(only when asked for: --events {})", row.role))?;
     }
     Ok(())
+}
+
+/// A reason without what the page says once and for all.
+fn shorter<'a>(why: &'a str, refusal: Option<&str>) -> &'a str {
+    refusal
+        .and_then(|refusal| why.strip_prefix(refusal)?.strip_prefix("; "))
+        .unwrap_or(why)
 }
 
 fn text(fact: &Fact, no: &str) -> String {
@@ -344,6 +360,9 @@ mod tests {
         found.allowed = vec![("BPF", Err(why.to_owned()))];
         found.system.tracefs = Err("tracefs is not mounted".to_owned());
         found.system.kernel_addresses = Err("/proc/kallsyms shows zeroes".to_owned());
+        for role in &mut found.roles {
+            role.why = format!("{why}; nothing is seen");
+        }
         insta::assert_snapshot!(screen(&found, WIDTH));
     }
 
