@@ -146,7 +146,7 @@ fn accounting(sheet: &mut Sheet<'_, impl Write>, accounting: &Accounting) -> io:
     sheet.line(
         "kmem limit",
         match accounting.kmem_limit {
-            KmemLimit::Works => "works: memory.kmem.limit_in_bytes limits kernel memory",
+            KmemLimit::Works => "works: on cgroup v1, memory.kmem.limit_in_bytes limits kernel memory",
             KmemLimit::NoEffect => {
                 "no effect: kernel memory is always accounted, and limited by the memory limit alone"
             }
