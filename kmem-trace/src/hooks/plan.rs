@@ -208,22 +208,31 @@ fn choose(
             Err(reason) => passed.push(reason),
         }
     }
-    // The most telling reason: a refusal before an absence before the other hierarchy.
-    let rank = |reason: &&Passed| match reason {
-        Passed::Refused(_) => 0,
-        Passed::Absent(_) => 1,
-        Passed::OtherHierarchy(_) => 2,
-    };
-    let first = passed
-        .iter()
-        .min_by_key(rank)
-        .map_or("nothing in the table fits", Passed::text);
     Resolved {
         role,
         choice: None,
         status: Status::Missing,
-        why: format!("{first}; {}", role.without),
+        why: format!("{}; {}", most_telling(&passed), role.without),
     }
+}
+
+/// What was refused, each reason once; else an absence; else the other hierarchy.
+fn most_telling(passed: &[Passed]) -> String {
+    let mut refused: Vec<&str> = Vec::new();
+    for reason in passed {
+        match reason {
+            Passed::Refused(text) if !refused.contains(&text.as_str()) => refused.push(text),
+            _ => {}
+        }
+    }
+    if !refused.is_empty() {
+        return refused.join("; ");
+    }
+    let absent = passed.iter().find(|it| matches!(it, Passed::Absent(_)));
+    let first = absent.or(passed.first());
+    first
+        .map_or("nothing in the table fits", Passed::text)
+        .to_owned()
 }
 
 /// The candidates in the order in which `--attach` wants them tried.

@@ -71,25 +71,55 @@ pub fn lockdown() -> Lockdown {
 pub struct Privileges {
     /// Effective user id; 0 does not mean that all capabilities are there.
     pub euid: u32,
-    /// Names of the capabilities that tracing needs and this process lacks.
-    pub missing: Vec<&'static str>,
+    /// Has `CAP_SYS_ADMIN`.
+    pub sys_admin: bool,
+    /// Names of the capabilities that tracing uses and this process has.
+    pub held: Vec<&'static str>,
+    /// Those that it lacks, with what they are for.
+    pub missing: Vec<(&'static str, &'static str)>,
 }
 
-/// What tracing needs, with what can stand in for it.
-const NEEDED: [(Capability, &str, Option<Capability>); 5] = [
-    (
-        Capability::CAP_BPF,
-        "CAP_BPF",
-        Some(Capability::CAP_SYS_ADMIN),
-    ),
-    (
-        Capability::CAP_PERFMON,
-        "CAP_PERFMON",
-        Some(Capability::CAP_SYS_ADMIN),
-    ),
-    (Capability::CAP_SYS_ADMIN, "CAP_SYS_ADMIN", None),
-    (Capability::CAP_SYSLOG, "CAP_SYSLOG", None),
-    (Capability::CAP_SYS_RESOURCE, "CAP_SYS_RESOURCE", None),
+/// A capability that tracing uses.
+struct Use {
+    capability: Capability,
+    name: &'static str,
+    /// Has the same effect.
+    stands_in: Option<Capability>,
+    purpose: &'static str,
+}
+
+/// What tracing uses, found by taking each away from a trace that worked.
+const USED: [Use; 5] = [
+    Use {
+        capability: Capability::CAP_BPF,
+        name: "CAP_BPF",
+        stands_in: Some(Capability::CAP_SYS_ADMIN),
+        purpose: "to make BPF maps and load programs",
+    },
+    Use {
+        capability: Capability::CAP_PERFMON,
+        name: "CAP_PERFMON",
+        stands_in: Some(Capability::CAP_SYS_ADMIN),
+        purpose: "to attach programs and let them read kernel memory",
+    },
+    Use {
+        capability: Capability::CAP_SYSLOG,
+        name: "CAP_SYSLOG",
+        stands_in: None,
+        purpose: "to see kernel addresses in /proc/kallsyms, for an exact ledger",
+    },
+    Use {
+        capability: Capability::CAP_DAC_READ_SEARCH,
+        name: "CAP_DAC_READ_SEARCH",
+        stands_in: Some(Capability::CAP_DAC_OVERRIDE),
+        purpose: "to read tracefs, which is root's",
+    },
+    Use {
+        capability: Capability::CAP_SYS_RESOURCE,
+        name: "CAP_SYS_RESOURCE",
+        stands_in: None,
+        purpose: "to lift the memlock limit, which counts BPF maps before Linux 5.11",
+    },
 ];
 
 impl Privileges {
@@ -102,21 +132,32 @@ impl Privileges {
             .iter()
             .map(Capability::index)
             .collect();
+        let has = |capability: Capability| effective.contains(&capability.index());
+        let (held, missing) = sorted(has);
         Ok(Privileges {
             euid: nix::unistd::geteuid().as_raw(),
-            missing: missing(|capability| effective.contains(&capability.index())),
+            sys_admin: has(Capability::CAP_SYS_ADMIN),
+            held,
+            missing,
         })
     }
 }
 
-/// Names of what is needed and not had. Before Linux 5.8 `CAP_SYS_ADMIN` was all of
-/// `CAP_BPF` and `CAP_PERFMON`, and it still includes them.
-fn missing(has: impl Fn(Capability) -> bool) -> Vec<&'static str> {
-    NEEDED
+type Named = Vec<&'static str>;
+
+/// What is used, by whether it is had. Before Linux 5.8 `CAP_SYS_ADMIN` was all of `CAP_BPF` and
+/// `CAP_PERFMON`, and it still includes them.
+fn sorted(has: impl Fn(Capability) -> bool) -> (Named, Vec<(&'static str, &'static str)>) {
+    let (held, missing): (Vec<_>, Vec<_>) = USED
         .iter()
-        .filter(|(capability, _, stands_in)| !has(*capability) && !stands_in.is_some_and(&has))
-        .map(|(_, name, _)| *name)
-        .collect()
+        .partition(|used| has(used.capability) || used.stands_in.is_some_and(&has));
+    (
+        held.iter().map(|used| used.name).collect(),
+        missing
+            .iter()
+            .map(|used| (used.name, used.purpose))
+            .collect(),
+    )
 }
 
 /// `kernel.kptr_restrict`: 0 shows kernel addresses to those with `CAP_SYSLOG` and perf rights,
@@ -126,6 +167,20 @@ fn missing(has: impl Fn(Capability) -> bool) -> Vec<&'static str> {
 /// [`FileError`].
 pub fn kptr_restrict() -> Result<u64, FileError> {
     sysctl("kptr_restrict")
+}
+
+/// `kernel.perf_event_paranoid`. Mainline knows values up to 2; Debian and Ubuntu add 3, which
+/// leaves `perf_event_open`, and with it kprobes and tracepoints, to `CAP_SYS_ADMIN` alone.
+///
+/// # Errors
+/// [`FileError`].
+pub fn perf_event_paranoid() -> Result<i64, FileError> {
+    let path = Path::new("/proc/sys/kernel/perf_event_paranoid");
+    file::read_as(path, |bytes| {
+        let text = file::text(bytes.trim_ascii());
+        text.parse()
+            .map_err(|_| file::LineError::new(1, "not a number"))
+    })
 }
 
 /// `kernel.unprivileged_bpf_disabled`: 0 allows BPF without privileges, 1 and 2 do not.
@@ -241,20 +296,30 @@ mod tests {
 
     #[test]
     fn sys_admin_includes_bpf_and_perfmon_but_not_the_others() {
+        let missing = |has: &dyn Fn(Capability) -> bool| -> Vec<&str> {
+            sorted(has).1.into_iter().map(|(name, _)| name).collect()
+        };
         assert_eq!(
-            missing(|c| c == Capability::CAP_SYS_ADMIN),
-            ["CAP_SYSLOG", "CAP_SYS_RESOURCE"]
+            missing(&|c| c == Capability::CAP_SYS_ADMIN),
+            ["CAP_SYSLOG", "CAP_DAC_READ_SEARCH", "CAP_SYS_RESOURCE"]
         );
-        assert_eq!(missing(|_| true), [""; 0]);
-        assert_eq!(missing(|_| false).len(), NEEDED.len());
+        assert_eq!(missing(&|_| true), [""; 0]);
+        assert_eq!(missing(&|_| false).len(), USED.len());
         let modern = [Capability::CAP_BPF, Capability::CAP_PERFMON];
-        assert!(missing(|c| modern.contains(&c)).contains(&"CAP_SYS_ADMIN"));
+        assert!(!missing(&|c| modern.contains(&c)).contains(&"CAP_BPF"));
+    }
+
+    #[test]
+    fn what_is_held_and_what_is_missing_is_all_that_is_used() {
+        let (held, missing) = sorted(|c| c == Capability::CAP_DAC_OVERRIDE);
+        assert_eq!(held, ["CAP_DAC_READ_SEARCH"]);
+        assert_eq!(held.len() + missing.len(), USED.len());
     }
 
     #[test]
     fn capability_names_are_the_kernels() {
-        for (capability, name, _) in NEEDED {
-            assert_eq!(capability.to_string(), name);
+        for used in USED {
+            assert_eq!(used.capability.to_string(), used.name);
         }
     }
 

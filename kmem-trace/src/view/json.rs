@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use serde::Serialize;
 
 use crate::{
+    diagnosis::page::Page,
     hooks::plan::Row,
     reconcile::report::{Report, Summary},
 };
@@ -24,6 +25,7 @@ pub struct PlanLine<'a> {
 #[serde(tag = "type", rename_all = "lowercase")]
 pub enum Line<'a> {
     Plan(PlanLine<'a>),
+    Doctor(&'a Page),
     Event(&'a super::event::Event),
     Report(&'a Report),
     Summary(&'a Summary),

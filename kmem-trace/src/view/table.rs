@@ -3,10 +3,7 @@
 use std::io::{self, Write};
 
 use super::size::{count, human, signed};
-use crate::{
-    hooks::{plan::Row, table::Status},
-    reconcile::report::{Report, Summary},
-};
+use crate::reconcile::report::{Report, Summary};
 
 /// What stands above every screen.
 #[derive(Clone, Debug)]
@@ -229,43 +226,6 @@ pub fn summary(out: &mut impl Write, summary: &Summary) -> io::Result<()> {
         )?;
     }
     writeln!(out)?;
-    out.flush()
-}
-
-/// Prints the plan as a table.
-///
-/// # Errors
-/// Where the output does not take it.
-pub fn plan(out: &mut impl Write, rows: &[Row]) -> io::Result<()> {
-    writeln!(
-        out,
-        "{:<17} {:<8} {:<15} SYMBOL",
-        "ROLE", "STATUS", "MECHANISM"
-    )?;
-    for row in rows {
-        let status = match row.status {
-            Status::Exact => "exact",
-            Status::Bounded => "bounded",
-            Status::Missing => "missing",
-        };
-        writeln!(
-            out,
-            "{:<17} {status:<8} {:<15} {}",
-            row.role,
-            row.mechanism.unwrap_or("-"),
-            row.symbol.as_deref().unwrap_or("-")
-        )?;
-        if !row.why.is_empty() {
-            writeln!(out, "{:<17} {}", "", row.why)?;
-        }
-        if !row.default && row.status != Status::Missing {
-            writeln!(
-                out,
-                "{:<17} (not attached unless asked for: --events {})",
-                "", row.role
-            )?;
-        }
-    }
     out.flush()
 }
 

@@ -11,6 +11,8 @@ mod losses;
 mod reading;
 mod reporting;
 
+pub use reading::page_bytes;
+
 use std::{
     collections::{HashMap, HashSet},
     ffi::OsStr,

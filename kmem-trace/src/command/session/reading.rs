@@ -195,8 +195,8 @@ impl Session {
     }
 }
 
-/// Bytes of a page.
-pub(super) fn page_bytes() -> u64 {
+/// Bytes of a page of this machine.
+pub fn page_bytes() -> u64 {
     nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE)
         .ok()
         .flatten()

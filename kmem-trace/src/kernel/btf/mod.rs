@@ -13,7 +13,7 @@
 mod types;
 
 #[cfg(test)]
-mod build;
+pub(crate) mod build;
 #[cfg(test)]
 mod tests;
 
