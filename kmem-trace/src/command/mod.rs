@@ -3,6 +3,7 @@
 
 pub mod cli;
 pub mod doctor;
+pub mod explain;
 pub mod names;
 pub mod run;
 pub mod session;

@@ -21,6 +21,7 @@ use kmem_trace_ebpf::{
 
 use crate::{
     hooks::{
+        accounting,
         allowed::cause,
         attach::{AttachError, Attached, Sizes, attach},
         inspect::Inspection,
@@ -491,19 +492,10 @@ impl Session {
             .is_ok_and(|btf| btf.member("bpf_link_info", "perf_event.kprobe.missed").is_ok())
     }
 
-    /// Pages that per-CPU stocks can hold: online CPUs × cgroups cached per CPU × batch. How many
-    /// cgroups a CPU caches, `struct memcg_stock_pcp` says (`cached` is an array since 6.16).
+    /// Pages that per-CPU stocks can hold: online CPUs × cgroups cached per CPU × batch.
     fn stock_pages(&self) -> u64 {
-        let cached = self
-            .inspection
-            .btf
-            .as_ref()
-            .ok()
-            .and_then(|btf| btf.member("memcg_stock_pcp", "cached").ok())
-            .and_then(|member| member.array_len)
-            .unwrap_or(1);
         let cpus = online_cpus().map_or(1, |cpus| cpus.len()) as u64;
-        cpus * u64::from(cached) * STOCK_PAGES
+        cpus * accounting::cached_per_cpu(self.inspection.btf.as_ref().ok()) * STOCK_PAGES
     }
 
     fn tally(&self, which: u32) -> u64 {

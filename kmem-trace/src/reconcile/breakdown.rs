@@ -6,6 +6,8 @@
 
 use std::collections::HashMap;
 
+use super::fields::{self, Figures, KMEM};
+
 /// Bytes by kind; `None` where this kernel does not say.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Breakdown {
@@ -36,14 +38,34 @@ pub fn v2(stat: &HashMap<String, u64>, usage_bytes: u64) -> Breakdown {
         (None, second) => second,
     };
     let percpu = get("percpu");
-    let named = [slab, kernel_stack, page_tables, percpu].into_iter().flatten().sum::<u64>();
-    // `kernel` came with 5.18; before it the parts are all there is.
-    let kernel = get("kernel").or_else(|| slab.map(|_| named));
-    let other_kernel = get("kernel").map(|kernel| kernel.saturating_sub(named));
+    let named = [slab, kernel_stack, page_tables, percpu]
+        .into_iter()
+        .flatten()
+        .sum::<u64>();
     let (anon, file, sock) = (get("anon"), get("file"), get("sock"));
-    let known = [anon, file, kernel, sock].into_iter().flatten().sum::<u64>();
-    let stock = anon.and(file).map(|_| usage_bytes.cast_signed() - known.cast_signed());
-    Breakdown { anon, file, kernel, slab, kernel_stack, page_tables, percpu, other_kernel, sock, stock }
+    let known = known(Figures::V2, stat, None);
+    let user = [anon, file, sock, get("hugetlb")]
+        .into_iter()
+        .flatten()
+        .sum::<u64>();
+    // `kernel` came with 5.18; before it the parts are all there is.
+    let kernel = get("kernel").or_else(|| slab.map(|_| known.saturating_sub(user)));
+    let other_kernel = get("kernel").map(|kernel| kernel.saturating_sub(named));
+    let stock = anon
+        .and(file)
+        .map(|_| usage_bytes.cast_signed() - known.cast_signed());
+    Breakdown {
+        anon,
+        file,
+        kernel,
+        slab,
+        kernel_stack,
+        page_tables,
+        percpu,
+        other_kernel,
+        sock,
+        stock,
+    }
 }
 
 /// Takes a v1 `memory.stat` apart. It has no kernel memory: `kmem_bytes` is the figure of
@@ -53,9 +75,26 @@ pub fn v1(stat: &HashMap<String, u64>, kmem_bytes: Option<u64>, usage_bytes: u64
     // Hierarchical figures, as the usage is: `total_*` where the kernel has them.
     let anon = get("total_rss").or_else(|| get("rss"));
     let file = get("total_cache").or_else(|| get("cache"));
-    let known = [anon, file, kmem_bytes].into_iter().flatten().sum::<u64>();
-    let stock = anon.and(file).map(|_| usage_bytes.cast_signed() - known.cast_signed());
-    Breakdown { anon, file, kernel: kmem_bytes, stock, ..Breakdown::default() }
+    let known = known(Figures::V1, stat, kmem_bytes);
+    let stock = anon
+        .and(file)
+        .map(|_| usage_bytes.cast_signed() - known.cast_signed());
+    Breakdown {
+        anon,
+        file,
+        kernel: kmem_bytes,
+        stock,
+        ..Breakdown::default()
+    }
+}
+
+/// The sum of what adds up to the usage.
+fn known(figures: Figures, stat: &HashMap<String, u64>, kmem_bytes: Option<u64>) -> u64 {
+    let items = stat.iter().map(|(name, bytes)| (name.as_str(), *bytes));
+    fields::sum(&fields::classify(
+        figures,
+        items.chain(kmem_bytes.map(|bytes| (KMEM, bytes))),
+    ))
 }
 
 #[cfg(test)]
@@ -63,7 +102,10 @@ mod tests {
     use super::*;
 
     fn stat(pairs: &[(&str, u64)]) -> HashMap<String, u64> {
-        pairs.iter().map(|(name, value)| ((*name).to_owned(), *value)).collect()
+        pairs
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), *value))
+            .collect()
     }
 
     #[test]
@@ -87,16 +129,33 @@ mod tests {
 
     #[test]
     fn before_5_18_the_kernel_part_is_the_sum_of_what_is_named() {
-        let stat = stat(&[("anon", 1), ("file", 2), ("slab_reclaimable", 3), ("slab_unreclaimable", 4), ("percpu", 5)]);
+        let stat = stat(&[
+            ("anon", 1),
+            ("file", 2),
+            ("slab_reclaimable", 3),
+            ("slab_unreclaimable", 4),
+            ("percpu", 5),
+        ]);
         let found = v2(&stat, 20);
-        assert_eq!((found.kernel, found.other_kernel, found.stock), (Some(12), None, Some(5)));
+        assert_eq!(
+            (found.kernel, found.other_kernel, found.stock),
+            (Some(12), None, Some(5))
+        );
     }
 
     #[test]
     fn v1_counts_descendants_and_leaves_kernel_memory_whole() {
-        let stat = stat(&[("rss", 1), ("cache", 1), ("total_rss", 10), ("total_cache", 20)]);
+        let stat = stat(&[
+            ("rss", 1),
+            ("cache", 1),
+            ("total_rss", 10),
+            ("total_cache", 20),
+        ]);
         let found = v1(&stat, Some(60), 100);
-        assert_eq!((found.anon, found.file, found.kernel, found.stock), (Some(10), Some(20), Some(60), Some(10)));
+        assert_eq!(
+            (found.anon, found.file, found.kernel, found.stock),
+            (Some(10), Some(20), Some(60), Some(10))
+        );
         assert_eq!(found.slab, None);
     }
 }

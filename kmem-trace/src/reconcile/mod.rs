@@ -1,5 +1,9 @@
 //! The ledger against the kernel's own figures: explained, bound, residual. Pure.
 
 pub mod breakdown;
+#[cfg(test)]
+pub(crate) mod captured;
+pub mod explain;
+pub mod fields;
 pub mod report;
 pub mod usage;

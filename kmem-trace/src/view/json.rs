@@ -27,6 +27,7 @@ pub enum Line<'a> {
     Event(super::event::Event),
     Report(&'a Report),
     Summary(&'a Summary),
+    Explain(&'a super::explain::Explained),
 }
 
 /// Writes one line.

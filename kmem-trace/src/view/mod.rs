@@ -1,6 +1,7 @@
 //! Figures → screen or JSON Lines. Only formatting lives here: a number is computed once, before.
 
 pub mod event;
+pub mod explain;
 pub mod json;
 pub mod name;
 pub mod size;
