@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Parser as _;
 use kmem_trace::command::{
     cli::{Cli, Command},
-    doctor, explain, run,
+    doctor, enable, explain, run,
     trace::{self, Outcome},
 };
 
@@ -18,7 +18,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let verbose = match &cli.command {
         Some(Command::Run(args)) => args.common.verbose,
-        Some(Command::Doctor(_) | Command::Explain(_)) => 0,
+        Some(Command::Doctor(_) | Command::Explain(_) | Command::Enable(_)) => 0,
         None => cli.trace.common.verbose,
     };
     log_to_stderr(verbose);
@@ -48,6 +48,10 @@ fn go(cli: Cli) -> anyhow::Result<ExitCode> {
         }
         Some(Command::Explain(args)) => {
             explain::main(&args)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Some(Command::Enable(args)) => {
+            enable::main(&args)?;
             Ok(ExitCode::SUCCESS)
         }
     }

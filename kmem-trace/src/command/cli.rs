@@ -25,6 +25,8 @@ pub enum Command {
     Doctor(DoctorArgs),
     /// Which figures of this kernel add up to a cgroup's usage. No BPF, no root needed.
     Explain(ExplainArgs),
+    /// Switch a v1 cgroup's kernel memory accounting on, without limiting it.
+    Enable(EnableArgs),
 }
 
 /// `--format`.
@@ -125,6 +127,16 @@ pub struct ExplainArgs {
     pub cgroup: Option<String>,
     #[arg(long, value_enum, default_value_t)]
     pub format: Format,
+    /// Type information for a kernel that has none of its own.
+    #[arg(long, value_name = "FILE")]
+    pub btf: Option<PathBuf>,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct EnableArgs {
+    /// The cgroup, named as for a trace.
+    #[arg(short, long, value_name = "CGROUP")]
+    pub cgroup: String,
     /// Type information for a kernel that has none of its own.
     #[arg(long, value_name = "FILE")]
     pub btf: Option<PathBuf>,

@@ -3,6 +3,7 @@
 
 pub mod cli;
 pub mod doctor;
+pub mod enable;
 pub mod explain;
 pub mod names;
 pub mod run;

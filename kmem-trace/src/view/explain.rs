@@ -58,7 +58,7 @@ pub fn table(out: &mut impl Write, explained: &Explained) -> io::Result<()> {
     if explained.root {
         writeln!(
             out,
-            "  note: this is the root: its figures are the node's own, and approximate; nothing is charged to it"
+            "  note: this is the root: its figures are made from the node's global ones, and approximate"
         )?;
     }
     writeln!(
@@ -224,7 +224,7 @@ fn verdict(found: &Explanation) -> String {
             "not explained: the fields add up to more than the usage, by more than the bound".to_owned()
         }
         (Verdict::Beyond, _) => "not explained: more is left over than the bound; pages that are charged but neither mapped nor cached (pinned, or of a huge page that is partly unmapped) have no field".to_owned(),
-        (Verdict::Unbounded, _) => "no bound: more is left over than stock and lag allow, and this kernel has no field for part of what it charges".to_owned(),
+        (Verdict::Unbounded, _) => "not bounded: this kernel has no field for part of what it charges, and what is left over holds that too".to_owned(),
         (Verdict::None, _) => "no usage to compare with: look at a cgroup below the root".to_owned(),
     };
     if !found.unnamed.is_empty() {
