@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Parser as _;
 use kmem_trace::command::{
     cli::{Cli, Command},
-    demo, doctor, run,
+    demo, doctor, enable, explain, run,
     trace::{self, Outcome},
 };
 use kmem_trace::workload::worker;
@@ -23,7 +23,7 @@ fn main() -> ExitCode {
     let verbose = match &cli.command {
         Some(Command::Run(args)) => args.common.verbose,
         Some(Command::Demo(args)) => args.common.verbose,
-        Some(Command::Doctor(_)) => 0,
+        Some(Command::Doctor(_) | Command::Explain(_) | Command::Enable(_)) => 0,
         None => cli.trace.common.verbose,
     };
     log_to_stderr(verbose);
@@ -52,6 +52,14 @@ fn go(cli: Cli) -> anyhow::Result<ExitCode> {
         Some(Command::Demo(args)) => Ok(code_of(runtime.block_on(demo::main(args))?)),
         Some(Command::Doctor(args)) => {
             doctor::main(&args)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Some(Command::Explain(args)) => {
+            explain::main(&args)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Some(Command::Enable(args)) => {
+            enable::main(&args)?;
             Ok(ExitCode::SUCCESS)
         }
     }

@@ -29,6 +29,10 @@ pub enum Command {
     Demo(DemoArgs),
     /// What this kernel allows: role by role, exact, bounded or missing, and why.
     Doctor(DoctorArgs),
+    /// Which figures of this kernel add up to a cgroup's usage. No BPF, no root needed.
+    Explain(ExplainArgs),
+    /// Switch a v1 cgroup's kernel memory accounting on, without limiting it.
+    Enable(EnableArgs),
 }
 
 /// `--format`.
@@ -151,6 +155,28 @@ pub struct DoctorArgs {
     /// Strike candidates out of the hook table ("role:index").
     #[arg(long, hide = true, value_delimiter = ',')]
     pub strike: Vec<String>,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct ExplainArgs {
+    /// The cgroup, named as for a trace; without it, the one this process is in.
+    #[arg(short, long, value_name = "CGROUP")]
+    pub cgroup: Option<String>,
+    #[arg(long, value_enum, default_value_t)]
+    pub format: Format,
+    /// Type information for a kernel that has none of its own.
+    #[arg(long, value_name = "FILE")]
+    pub btf: Option<PathBuf>,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct EnableArgs {
+    /// The cgroup, named as for a trace.
+    #[arg(short, long, value_name = "CGROUP")]
+    pub cgroup: String,
+    /// Type information for a kernel that has none of its own.
+    #[arg(long, value_name = "FILE")]
+    pub btf: Option<PathBuf>,
 }
 
 fn duration(text: &str) -> Result<Duration, String> {

@@ -4,6 +4,8 @@
 pub mod cli;
 pub mod demo;
 pub mod doctor;
+pub mod enable;
+pub mod explain;
 pub mod made;
 pub mod names;
 pub mod run;

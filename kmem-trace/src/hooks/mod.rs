@@ -1,6 +1,7 @@
 //! Which program goes on which hook of this kernel: one table, a plan made from it, and the plan
 //! carried out.
 //!
+//! - [`accounting`]: how the kernel's accounting works, as far as figures depend on it.
 //! - [`table`]: roles and their candidates, and all that is known about each.
 //! - [`allowed`]: what this kernel lets us do, found by trying.
 //! - [`inspect`]: everything a plan depends on, read once.
@@ -9,6 +10,7 @@
 //! - [`verify`]: whether all that was read is of this kernel.
 //! - [`attach`]: the plan loaded and attached.
 
+pub mod accounting;
 pub mod allowed;
 pub mod attach;
 pub mod inspect;

@@ -6,6 +6,8 @@
 
 use crate::kernel::cgroupfs::MemoryStat;
 
+use super::fields::{self, Figures, KMEM};
+
 /// Bytes by kind; `None` where this kernel does not say.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Breakdown {
@@ -40,14 +42,15 @@ pub fn v2(stat: &MemoryStat, usage_bytes: u64) -> Breakdown {
         .into_iter()
         .flatten()
         .sum::<u64>();
-    // `kernel` came with 5.18; before it the parts are all there is.
-    let kernel = get("kernel").or_else(|| slab.map(|_| named));
-    let other_kernel = get("kernel").map(|kernel| kernel.saturating_sub(named));
     let (anon, file, sock) = (get("anon"), get("file"), get("sock"));
-    let known = [anon, file, kernel, sock]
+    let known = known(Figures::V2, stat, None);
+    let user = [anon, file, sock, get("hugetlb")]
         .into_iter()
         .flatten()
         .sum::<u64>();
+    // `kernel` came with 5.18; before it the parts are all there is.
+    let kernel = get("kernel").or_else(|| slab.map(|_| known.saturating_sub(user)));
+    let other_kernel = get("kernel").map(|kernel| kernel.saturating_sub(named));
     let stock = anon
         .and(file)
         .map(|_| usage_bytes.cast_signed() - known.cast_signed());
@@ -72,7 +75,7 @@ pub fn v1(stat: &MemoryStat, kmem_bytes: Option<u64>, usage_bytes: u64) -> Break
     // Hierarchical figures, as the usage is: `total_*` where the kernel has them.
     let anon = get("total_rss").or_else(|| get("rss"));
     let file = get("total_cache").or_else(|| get("cache"));
-    let known = [anon, file, kmem_bytes].into_iter().flatten().sum::<u64>();
+    let known = known(Figures::V1, stat, kmem_bytes);
     let stock = anon
         .and(file)
         .map(|_| usage_bytes.cast_signed() - known.cast_signed());
@@ -83,6 +86,15 @@ pub fn v1(stat: &MemoryStat, kmem_bytes: Option<u64>, usage_bytes: u64) -> Break
         stock,
         ..Breakdown::default()
     }
+}
+
+/// The sum of what adds up to the usage.
+fn known(figures: Figures, stat: &MemoryStat, kmem_bytes: Option<u64>) -> u64 {
+    let items = stat.items();
+    fields::sum(&fields::classify(
+        figures,
+        items.chain(kmem_bytes.map(|bytes| (KMEM, bytes))),
+    ))
 }
 
 #[cfg(test)]

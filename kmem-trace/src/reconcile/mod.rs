@@ -1,6 +1,10 @@
 //! The ledger against the kernel's own figures: explained, bound, residual. Pure.
 
 pub mod breakdown;
+#[cfg(test)]
+pub(crate) mod captured;
+pub mod explain;
+pub mod fields;
 pub mod limit;
 pub mod report;
 pub mod usage;

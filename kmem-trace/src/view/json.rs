@@ -29,6 +29,7 @@ pub enum Line<'a> {
     Event(&'a super::event::Event),
     Report(&'a Report),
     Summary(&'a Summary),
+    Explain(&'a super::explain::Explained),
 }
 
 /// Writes one line.

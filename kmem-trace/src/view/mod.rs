@@ -2,6 +2,7 @@
 
 pub mod doctor;
 pub mod event;
+pub mod explain;
 pub mod json;
 pub mod name;
 pub mod size;

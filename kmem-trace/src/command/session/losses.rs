@@ -8,6 +8,7 @@ use kmem_trace_ebpf::totals::{
 
 use super::Session;
 use crate::{
+    hooks::accounting,
     kernel::cgroupfs::{self, CgroupDir},
     reconcile::{report::Lost, usage::STOCK_PAGES},
 };
@@ -38,16 +39,8 @@ impl Session {
     /// Pages that per-CPU stocks can hold: online CPUs × cgroups cached per CPU × batch. How many
     /// cgroups a CPU caches, `struct memcg_stock_pcp` says (`cached` is an array since 6.16).
     pub(super) fn stock_pages(&self) -> u64 {
-        let cached = self
-            .inspection
-            .btf
-            .as_ref()
-            .ok()
-            .and_then(|btf| btf.member("memcg_stock_pcp", "cached").ok())
-            .and_then(|member| member.array_len)
-            .unwrap_or(1);
         let cpus = online_cpus().map_or(1, |cpus| cpus.len()) as u64;
-        cpus * u64::from(cached) * STOCK_PAGES
+        cpus * accounting::cached_per_cpu(self.inspection.btf.as_ref().ok()) * STOCK_PAGES
     }
 
     fn tally(&self, which: u32) -> u64 {
