@@ -195,6 +195,9 @@ fn linker() -> Result<()> {
         workspace::cargo()
             .args(["install", "bpf-linker", "--locked", "--force", "--quiet"])
             .args(["--version", LINKER])
+            // Built for another LLVM than it is linked with, it fails in puzzling ways.
+            .arg("--no-default-features")
+            .args(["--features", &format!("llvm-{}", llvm_major()?)])
             .arg("--root")
             .arg(bpf::tools())
             .env("LLVM_PREFIX", &llvm)
@@ -202,6 +205,19 @@ fn linker() -> Result<()> {
     )?;
     bpf::linker()?;
     Ok(())
+}
+
+/// The major version of the compiler's LLVM.
+fn llvm_major() -> Result<u32> {
+    let version = process::output(workspace::rustc().arg("-vV"))?;
+    llvm_major_of(&version).context("`rustc -vV` names no LLVM version")
+}
+
+fn llvm_major_of(rustc_version: &str) -> Option<u32> {
+    let version = rustc_version
+        .lines()
+        .find_map(|line| line.strip_prefix("LLVM version: "))?;
+    version.split('.').next()?.parse().ok()
 }
 
 /// A folder that looks to bpf-linker's build like an installed LLVM: the compiler's own, under
@@ -255,6 +271,13 @@ mod tests {
         assert_eq!(candidate_major(policy), Some(7));
         assert_eq!(candidate_major("  Candidate: 10.0.2\n"), Some(10));
         assert_eq!(candidate_major("  Candidate: (none)\n"), None);
+    }
+
+    #[test]
+    fn the_compilers_llvm_is_read_from_its_version() {
+        let version = "rustc 1.95.0 (5980 2026-04-14)\nhost: x86\nLLVM version: 22.1.2\n";
+        assert_eq!(llvm_major_of(version), Some(22));
+        assert_eq!(llvm_major_of("rustc 1.95.0\n"), None);
     }
 
     #[test]

@@ -8,13 +8,16 @@ use anyhow::{Context as _, Result, bail};
 use clap::{Args, Parser, ValueEnum};
 
 use crate::libtest::{self, End, Tally, Test, Verdict};
-use crate::{bpf, vm, workspace};
+use crate::{bpf, setup, vm, workspace};
 
 #[derive(Args)]
 pub struct Arguments {
     /// Leave out the stage that boots kernels.
     #[arg(long)]
     pub no_vm: bool,
+    /// First install what the stages take (`cargo xtask setup`).
+    #[arg(long)]
+    pub setup: bool,
     /// Only this stage. Repeatable.
     #[arg(long, value_enum)]
     pub only: Vec<Stage>,
@@ -47,6 +50,9 @@ const MATRIX: [(&str, &str, Option<&str>); 3] = [
 ];
 
 pub fn main(arguments: &Arguments) -> Result<ExitCode> {
+    if arguments.setup {
+        setup::main()?;
+    }
     let mut total = Tally::default();
     for stage in Stage::value_variants() {
         let wanted = if arguments.only.is_empty() {
