@@ -29,6 +29,8 @@ fn main() -> ExitCode {
     log_to_stderr(verbose);
     match go(cli) {
         Ok(code) => code,
+        // The reader has seen enough (`| head`).
+        Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("kmem-trace: {}", one_line(&error));
             ExitCode::from(FAILED)
@@ -70,6 +72,13 @@ fn code_of(outcome: Outcome) -> ExitCode {
         Outcome::Explained => ExitCode::SUCCESS,
         Outcome::Beyond => ExitCode::from(BEYOND),
     }
+}
+
+fn is_closed_pipe(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        let io = cause.downcast_ref::<std::io::Error>();
+        io.is_some_and(|io| io.kind() == std::io::ErrorKind::BrokenPipe)
+    })
 }
 
 /// What, and why, in one line.
