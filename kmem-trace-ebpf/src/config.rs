@@ -2,6 +2,8 @@
 //! `.rodata` before loading it. The verifier folds them away, and with them the code of every
 //! feature that is off.
 
+use crate::{record::LIMITS, totals::COUNTERS};
+
 /// How many `--cgroup` subtrees one tracer can follow.
 pub const ROOTS: usize = 4;
 /// How many `memory.stat` items one slot of the totals may gather.
@@ -30,6 +32,8 @@ pub struct Config {
     pub roots: [Root; ROOTS],
     /// `&memory_cgrp_subsys`; 0 where the symbol table hides addresses.
     pub memory_cgrp_subsys: u64,
+    /// The tracer's own memory cgroup, to check all offsets by; 0 where it is not known.
+    pub own_cgroup: u64,
     pub roots_len: u32,
 
     // --- struct members ---
@@ -49,6 +53,18 @@ pub struct Config {
     pub cgroup_ancestors: u32,
     /// 1 where `cgroup_ancestors` holds ids instead of pointers.
     pub cgroup_ancestors_are_ids: u32,
+    /// `struct cgroup`: `root`.
+    pub cgroup_root_member: u32,
+    /// `struct cgroup_root`: `hierarchy_id`.
+    pub cgroup_root_number: u32,
+    /// `struct task_struct`: `pid`.
+    pub task_pid: u32,
+    /// `struct task_struct`: `cgroups`.
+    pub task_cgroups: u32,
+    /// `struct css_set`: `subsys[memory_cgrp_id]`.
+    pub css_set_memory: u32,
+    /// `struct mm_struct`: `owner`.
+    pub mm_owner: u32,
     /// `struct kernfs_node`: `id`.
     pub kernfs_node_id: u32,
     /// `struct kernfs_node`: `name`.
@@ -67,6 +83,30 @@ pub struct Config {
     /// `struct kmem_cache`: `flags`.
     pub kmem_cache_flags: u32,
 
+    // --- limits ---
+    /// `struct mem_cgroup`: the limits of a `LimitRecord`, in its order.
+    pub limit_at: [u32; LIMITS],
+    /// `struct mem_cgroup`: usage of its counters, by slot.
+    pub usage_at: [u32; COUNTERS],
+    /// `struct cgroup`: `subsys[memory_cgrp_id]`.
+    pub cgroup_memory_css: u32,
+    /// `struct mem_cgroup`: `css`.
+    pub memcg_css: u32,
+    /// `struct mem_cgroup`: what says whether kernel memory is accounted, and how many bytes of it
+    /// to read (1 or 4).
+    pub memcg_kmem_state: u32,
+    pub memcg_kmem_state_bytes: u32,
+    /// `struct cgroup`: `nr_populated_csets` or `populated_cnt`.
+    pub cgroup_populated: u32,
+    /// `struct cgroup`: `nr_descendants`.
+    pub cgroup_descendants: u32,
+    /// `struct cgroup`: head of the list of children.
+    pub cgroup_children: u32,
+    /// `struct cftype`: `name`, where it is an array.
+    pub cftype_name: u32,
+    pub limit_args: LimitArguments,
+    pub kmem_limit_args: KmemLimitArguments,
+
     // --- argument positions ---
     /// User charge path: `memcg`, `nr_pages`, `gfp_mask`.
     pub user_charge_memcg: u32,
@@ -74,6 +114,8 @@ pub struct Config {
     pub user_charge_gfp: u32,
     /// 1 where the memcg argument is a `struct mem_cgroup **` that is filled in on return.
     pub user_charge_memcg_is_out: u32,
+    /// `struct mm_struct *`, whose owner is charged where the former points to nothing.
+    pub user_charge_mm: u32,
     /// How many arguments it has: where fexit finds the return value.
     pub user_charge_args: u32,
 
@@ -108,7 +150,7 @@ pub struct Config {
     pub lruvec_items: [[i32; ITEMS]; 4],
 
     // --- hierarchy ---
-    /// The tracepoints' `root` number of the memory hierarchy; 0 = unknown, take all.
+    /// The tracepoints' `root` number of the memory hierarchy (0 on v2); [`ABSENT`]: take all.
     pub hierarchy_id: u32,
 
     // --- switches ---
@@ -123,6 +165,37 @@ pub struct Config {
     /// Wake userspace when this many bytes wait in the ring.
     pub wake_bytes: u32,
     pub reserved: u32,
+}
+
+/// Arguments of the handlers of limit files.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "user", derive(zerocopy::IntoBytes, zerocopy::Immutable))]
+pub struct LimitArguments {
+    /// `struct kernfs_open_file *`.
+    pub open_file: u32,
+    /// `struct cgroup *`, or `struct cgroup_subsys_state *` where `cgroup_is_css` is 1.
+    pub cgroup: u32,
+    pub cgroup_is_css: u32,
+    /// `struct cftype *`.
+    pub cftype: u32,
+    /// The text, and its length.
+    pub text: u32,
+    pub text_len: u32,
+    /// How many there are: where fexit finds the return value.
+    pub count: u32,
+}
+
+/// Arguments of `memcg_update_kmem_limit` and `memcg_update_kmem_max`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "user", derive(zerocopy::IntoBytes, zerocopy::Immutable))]
+pub struct KmemLimitArguments {
+    /// `struct mem_cgroup *`, or `struct cgroup *` where `target_is_cgroup` is 1.
+    pub target: u32,
+    pub target_is_cgroup: u32,
+    pub value: u32,
+    pub count: u32,
 }
 
 /// Offsets of the fields of one slab tracepoint, or positions of its raw arguments.
@@ -170,6 +243,12 @@ impl Config {
         cgroup_kn: ABSENT,
         cgroup_ancestors: ABSENT,
         cgroup_ancestors_are_ids: 0,
+        cgroup_root_member: ABSENT,
+        cgroup_root_number: ABSENT,
+        task_pid: ABSENT,
+        task_cgroups: ABSENT,
+        css_set_memory: ABSENT,
+        mm_owner: ABSENT,
         kernfs_node_id: ABSENT,
         kernfs_node_name: ABSENT,
         kernfs_node_parent: ABSENT,
@@ -180,10 +259,37 @@ impl Config {
         kmem_cache_size: ABSENT,
         kmem_cache_flags: ABSENT,
         memory_cgrp_subsys: 0,
+        own_cgroup: 0,
+        limit_at: [ABSENT; LIMITS],
+        usage_at: [ABSENT; COUNTERS],
+        cgroup_memory_css: ABSENT,
+        memcg_css: ABSENT,
+        memcg_kmem_state: ABSENT,
+        memcg_kmem_state_bytes: 0,
+        cgroup_populated: ABSENT,
+        cgroup_descendants: ABSENT,
+        cgroup_children: ABSENT,
+        cftype_name: ABSENT,
+        limit_args: LimitArguments {
+            open_file: ABSENT,
+            cgroup: ABSENT,
+            cgroup_is_css: 0,
+            cftype: ABSENT,
+            text: ABSENT,
+            text_len: ABSENT,
+            count: ABSENT,
+        },
+        kmem_limit_args: KmemLimitArguments {
+            target: ABSENT,
+            target_is_cgroup: 0,
+            value: ABSENT,
+            count: ABSENT,
+        },
         user_charge_memcg: ABSENT,
         user_charge_pages: ABSENT,
         user_charge_gfp: ABSENT,
         user_charge_memcg_is_out: 0,
+        user_charge_mm: ABSENT,
         user_charge_args: ABSENT,
         memcg_state_id: ABSENT,
         memcg_state_item: ABSENT,
@@ -206,7 +312,7 @@ impl Config {
         kfree: SlabFields::NONE,
         state_items: [[-1; ITEMS]; 4],
         lruvec_items: [[-1; ITEMS]; 4],
-        hierarchy_id: 0,
+        hierarchy_id: ABSENT,
         can_read: 0,
         stream_counters: 0,
         stream_user_charges: 0,

@@ -153,7 +153,11 @@ fn count_state(cgroup_id: u64, slot: usize, pages: i32) {
     };
     let amount = u64::from(pages.unsigned_abs());
     unsafe {
-        let sums = if pages < 0 { &raw mut (*place).uncharged } else { &raw mut (*place).charged };
+        let sums = if pages < 0 {
+            &raw mut (*place).uncharged
+        } else {
+            &raw mut (*place).charged
+        };
         add(sums.cast::<u64>().add(slot & 7), amount);
         if amount > (*place).largest {
             (*place).largest = amount;

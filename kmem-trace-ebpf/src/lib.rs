@@ -8,10 +8,11 @@
 
 pub mod config;
 pub mod record;
+pub mod selfcheck;
 pub mod totals;
 
 /// Version of every layout in this crate; a recorded file carries it in its header.
-pub const WIRE_VERSION: u32 = 1;
+pub const WIRE_VERSION: u32 = 2;
 
 #[cfg(feature = "user")]
 mod plain {

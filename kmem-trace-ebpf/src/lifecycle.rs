@@ -2,6 +2,7 @@
 
 use aya_ebpf::helpers::generated::bpf_probe_read_kernel_str;
 use kmem_trace_ebpf::{
+    config::ABSENT,
     record::{CgroupRecord, KIND_CGROUP, PATH_LEN},
 };
 
@@ -25,7 +26,7 @@ pub struct Fields {
 #[inline(always)]
 pub fn cgroup_event(context: *const u8, op: u8, fields: &Fields) {
     let wanted = config!(hierarchy_id);
-    if wanted != 0 && wanted != fields.hierarchy {
+    if wanted != ABSENT && wanted != fields.hierarchy {
         return;
     }
     send::<CgroupRecord>(|record| unsafe {

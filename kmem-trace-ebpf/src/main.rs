@@ -14,12 +14,14 @@ mod slab;
 
 use aya_ebpf::{
     EbpfContext as _,
+    helpers::bpf_get_current_task,
     macros::{btf_tracepoint, fentry, fexit, kprobe, kretprobe, raw_tracepoint, tracepoint},
     programs::{
         BtfTracePointContext, FEntryContext, FExitContext, ProbeContext, RawTracePointContext,
         RetProbeContext, TracePointContext,
     },
 };
+use aya_log_ebpf::debug;
 use kmem_trace_ebpf::{
     config::ABSENT,
     record::{
@@ -32,10 +34,12 @@ use kmem_trace_ebpf::{
 use crate::{
     ledger::{counter_changed, state_changed, user_charged},
     lifecycle::{Fields, cgroup_event},
-    limit::limit_written,
+    limit::{Handler, kmem_limit_entered, kmem_limit_written, limit_entered, limit_written},
     maps::{recall, remember, tally},
+    memcg::{check_offsets, memcg_of_task, typed_cgroup_id, typed_id},
     read::{
         argument, config, field_u32, field_u64, member, register_argument, returned, stack_pointer,
+        typed,
     },
     slab::{Object, slab_event},
 };
@@ -43,24 +47,48 @@ use crate::{
 /// A kretprobe sees the stack pointer after the return address was popped.
 const RETURN_ADDRESS: u64 = 8;
 
+/// The arguments of a limit file's handler; a position that is absent reads as 0.
+macro_rules! handler {
+    ($read:ident, $from:expr) => {
+        Handler {
+            open_file: $read($from, config!(limit_args.open_file)),
+            cgroup: $read($from, config!(limit_args.cgroup)),
+            cftype: $read($from, config!(limit_args.cftype)),
+            text: $read($from, config!(limit_args.text)),
+            text_len: $read($from, config!(limit_args.text_len)),
+        }
+    };
+}
+
 // --- kprobes -----------------------------------------------------------------------------------
 
 #[kprobe]
 pub fn kp_counter_charge(ctx: ProbeContext) -> u32 {
-    counter_changed(register_argument(ctx.regs, 0), register_argument(ctx.regs, 1), OP_CHARGE);
+    counter_changed(
+        register_argument(ctx.regs, 0),
+        register_argument(ctx.regs, 1),
+        OP_CHARGE,
+    );
     0
 }
 
 #[kprobe]
 pub fn kp_counter_uncharge(ctx: ProbeContext) -> u32 {
-    counter_changed(register_argument(ctx.regs, 0), register_argument(ctx.regs, 1), OP_UNCHARGE);
+    counter_changed(
+        register_argument(ctx.regs, 0),
+        register_argument(ctx.regs, 1),
+        OP_UNCHARGE,
+    );
     0
 }
 
 #[kprobe]
 pub fn kp_counter_try_charge(ctx: ProbeContext) -> u32 {
     let pages = register_argument(ctx.regs, 1);
-    if !remember(stack_pointer(ctx.regs), [register_argument(ctx.regs, 0), pages, 0]) {
+    if !remember(
+        stack_pointer(ctx.regs),
+        [register_argument(ctx.regs, 0), pages, 0],
+    ) {
         tally(LOST_UNREAD, 1);
         tally(LOST_PAGES, pages);
     }
@@ -73,20 +101,24 @@ pub fn kr_counter_try_charge(ctx: RetProbeContext) -> u32 {
     if let Some([counter, pages, _]) = recall(stack_pointer(regs).wrapping_sub(RETURN_ADDRESS)) {
         // `bool`: only the low byte of the register is defined.
         let charged = returned(regs) & 0xff != 0;
-        counter_changed(counter, pages, if charged { OP_TRY_CHARGE } else { OP_REFUSED });
+        counter_changed(
+            counter,
+            pages,
+            if charged { OP_TRY_CHARGE } else { OP_REFUSED },
+        );
     }
     0
 }
 
 #[kprobe]
 pub fn kp_user_charge(ctx: ProbeContext) -> u32 {
+    let memcg = register_argument(ctx.regs, config!(user_charge_memcg));
+    let mm = register_argument(ctx.regs, config!(user_charge_mm));
+    let pages = register_argument(ctx.regs, config!(user_charge_pages));
+    let gfp = register_argument(ctx.regs, config!(user_charge_gfp));
     remember(
         stack_pointer(ctx.regs),
-        [
-            register_argument(ctx.regs, config!(user_charge_memcg)),
-            register_argument(ctx.regs, config!(user_charge_pages)),
-            register_argument(ctx.regs, config!(user_charge_gfp)),
-        ],
+        [memcg, (gfp << 32) | (pages & 0xffff_ffff), asked(memcg, mm)],
     );
     0
 }
@@ -94,31 +126,52 @@ pub fn kp_user_charge(ctx: ProbeContext) -> u32 {
 #[kretprobe]
 pub fn kr_user_charge(ctx: RetProbeContext) -> u32 {
     let regs = ctx.as_ptr().cast_const().cast();
-    if let Some([memcg, pages, gfp]) = recall(stack_pointer(regs).wrapping_sub(RETURN_ADDRESS)) {
-        user_charge_returned(memcg, pages, gfp, returned(regs));
+    if let Some([memcg, amount, asked]) = recall(stack_pointer(regs).wrapping_sub(RETURN_ADDRESS)) {
+        user_charge_returned(memcg, asked, amount, amount >> 32, returned(regs));
     }
     0
 }
 
+/// Who a charge is for, before it is made: `*ptr` or, where that is empty, the owner of the `mm`.
+#[inline(always)]
+fn asked(memcg: u64, mm: u64) -> u64 {
+    if config!(user_charge_memcg_is_out) != 1 {
+        return memcg;
+    }
+    match member::<u64>(memcg, 0) {
+        Some(0) | None => member::<u64>(mm, config!(mm_owner))
+            .and_then(memcg_of_task)
+            .unwrap_or(0),
+        Some(given) => given,
+    }
+}
+
 #[kprobe]
 pub fn kp_limit_write(ctx: ProbeContext) -> u32 {
-    remember(
-        stack_pointer(ctx.regs),
-        [
-            register_argument(ctx.regs, 0),
-            register_argument(ctx.regs, 1),
-            register_argument(ctx.regs, 2),
-        ],
-    );
+    limit_entered(handler!(register_argument, ctx.regs));
     0
 }
 
 #[kretprobe]
 pub fn kr_limit_write(ctx: RetProbeContext) -> u32 {
-    let regs = ctx.as_ptr().cast_const().cast();
-    if let Some([file, text, len]) = recall(stack_pointer(regs).wrapping_sub(RETURN_ADDRESS)) {
-        limit_written(file, text, len, returned(regs) as i64);
-    }
+    // A byte count or an errno: the lower half has it all, and `int` handlers define no more.
+    limit_written(i64::from(returned(ctx.as_ptr().cast_const().cast()) as i32));
+    0
+}
+
+#[kprobe]
+pub fn kp_limit_kmem(ctx: ProbeContext) -> u32 {
+    kmem_limit_entered(
+        register_argument(ctx.regs, config!(kmem_limit_args.target)),
+        register_argument(ctx.regs, config!(kmem_limit_args.value)),
+    );
+    0
+}
+
+#[kretprobe]
+pub fn kr_limit_kmem(ctx: RetProbeContext) -> u32 {
+    // `int`: the upper half of the register is not defined.
+    kmem_limit_written(i64::from(returned(ctx.as_ptr().cast_const().cast()) as i32));
     0
 }
 
@@ -150,8 +203,10 @@ pub fn fx_counter_try_charge(ctx: FExitContext) -> i32 {
 #[fexit]
 pub fn fx_user_charge(ctx: FExitContext) -> i32 {
     let ctx = ctx.as_ptr().cast_const().cast();
+    let memcg = argument(ctx, config!(user_charge_memcg));
     user_charge_returned(
-        argument(ctx, config!(user_charge_memcg)),
+        memcg,
+        asked(memcg, argument(ctx, config!(user_charge_mm))),
         argument(ctx, config!(user_charge_pages)),
         argument(ctx, config!(user_charge_gfp)),
         argument(ctx, config!(user_charge_args)),
@@ -159,20 +214,69 @@ pub fn fx_user_charge(ctx: FExitContext) -> i32 {
     0
 }
 
-#[fexit]
-pub fn fx_limit_write(ctx: FExitContext) -> i32 {
+#[fentry]
+pub fn fe_limit_kmem(ctx: FEntryContext) -> i32 {
     let ctx = ctx.as_ptr().cast_const().cast();
-    limit_written(argument(ctx, 0), argument(ctx, 1), argument(ctx, 2), argument(ctx, 4) as i64);
+    kmem_limit_entered(
+        argument(ctx, config!(kmem_limit_args.target)),
+        argument(ctx, config!(kmem_limit_args.value)),
+    );
     0
 }
 
+#[fexit]
+pub fn fx_limit_kmem(ctx: FExitContext) -> i32 {
+    let ctx = ctx.as_ptr().cast_const().cast();
+    kmem_limit_written(i64::from(
+        argument(ctx, config!(kmem_limit_args.count)) as i32
+    ));
+    0
+}
+
+/// A fentry or fexit program serves one function: one pair for each handler.
+macro_rules! limit_handlers {
+    ($($entry:ident $exit:ident;)*) => { $(
+        #[fentry]
+        pub fn $entry(ctx: FEntryContext) -> i32 {
+            let ctx = ctx.as_ptr().cast_const().cast();
+            limit_entered(handler!(argument, ctx));
+            0
+        }
+
+        #[fexit]
+        pub fn $exit(ctx: FExitContext) -> i32 {
+            let ctx = ctx.as_ptr().cast_const().cast();
+            limit_written(i64::from(argument(ctx, config!(limit_args.count)) as i32));
+            0
+        }
+    )* };
+}
+limit_handlers! {
+    fe_limit_write fx_limit_write;
+    fe_limit_high fx_limit_high;
+    fe_limit_min fx_limit_min;
+    fe_limit_low fx_limit_low;
+    fe_limit_swap fx_limit_swap;
+}
+
 #[inline(always)]
-fn user_charge_returned(memcg: u64, pages: u64, gfp: u64, result: u64) {
-    let mut memcg = memcg;
-    if config!(user_charge_memcg_is_out) == 1 {
-        memcg = member(memcg, 0).unwrap_or(0);
+fn user_charge_returned(memcg: u64, asked: u64, pages: u64, gfp: u64, result: u64) {
+    let mut charged = asked;
+    // Where it refuses, 3.10 hands out nothing, or the root instead of who it was for.
+    if config!(user_charge_memcg_is_out) == 1 && result as i32 == 0 {
+        charged = member(memcg, 0).unwrap_or(asked);
     }
-    user_charged(memcg, pages as u32, gfp as u32, result as i32);
+    user_charged(charged, pages as u32, gfp as u32, result as i32);
+}
+
+// --- the offsets, checked ----------------------------------------------------------------------
+
+/// Attached to nothing: run once, by the tracer, in its own context. Spelled out, because the
+/// macro has a program return 0 whatever it found.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "raw_tracepoint")]
+pub extern "C" fn rt_check_offsets(_ctx: *mut core::ffi::c_void) -> u32 {
+    check_offsets(unsafe { bpf_get_current_task() })
 }
 
 // --- tracepoints: memory.stat items ------------------------------------------------------------
@@ -208,15 +312,19 @@ pub fn tp_memcg_lruvec_state(ctx: TracePointContext) -> u32 {
 
 #[inline(always)]
 fn cgroup_tracepoint(ctx: TracePointContext, op: u8) -> u32 {
-    let ctx = ctx.as_ptr().cast_const().cast();
+    let record = ctx.as_ptr().cast_const().cast();
     let fields = Fields {
-        hierarchy: field_u32(ctx, config!(cgroup_root)),
-        level: field_u32(ctx, config!(cgroup_lvl)),
-        cgroup_id: field_u64(ctx, config!(cgroup_id)),
-        path: field_u32(ctx, config!(cgroup_path)),
+        hierarchy: field_u32(record, config!(cgroup_root)),
+        level: field_u32(record, config!(cgroup_lvl)),
+        cgroup_id: field_u64(record, config!(cgroup_id)),
+        path: field_u32(record, config!(cgroup_path)),
         task: 0,
     };
-    cgroup_event(ctx, op, &fields);
+    cgroup_event(record, op, &fields);
+    debug!(
+        &ctx,
+        "cgroup {} of hierarchy {}: event {}", fields.cgroup_id, fields.hierarchy, op
+    );
     0
 }
 
@@ -252,6 +360,71 @@ pub fn tp_cgroup_attach_task(ctx: TracePointContext) -> u32 {
     };
     cgroup_event(ctx, OP_ATTACH, &fields);
     0
+}
+
+// --- BTF tracepoints: the same where lockdown hides tracefs, and with it all classic ones --------
+
+#[inline(always)]
+fn typed_state(ctx: BtfTracePointContext, lruvec: bool) -> i32 {
+    let memcg: *const u8 = ctx.arg(0);
+    let (item, pages) = (ctx.arg::<i32>(1), ctx.arg::<i32>(2));
+    state_changed(typed_id(memcg), item, pages, lruvec);
+    0
+}
+
+#[btf_tracepoint]
+pub fn tb_memcg_state(ctx: BtfTracePointContext) -> i32 {
+    typed_state(ctx, false)
+}
+
+#[btf_tracepoint]
+pub fn tb_memcg_lruvec_state(ctx: BtfTracePointContext) -> i32 {
+    typed_state(ctx, true)
+}
+
+#[inline(always)]
+fn typed_cgroup(ctx: BtfTracePointContext, op: u8) -> i32 {
+    let cgroup: *const u8 = ctx.arg(0);
+    let root: *const u8 = typed(cgroup, config!(cgroup_root_member));
+    let mut task = 0;
+    if op == OP_ATTACH {
+        // (dst_cgrp, path, task, threadgroup)
+        task = typed(ctx.arg(2), config!(task_pid));
+    }
+    let fields = Fields {
+        hierarchy: typed(root, config!(cgroup_root_number)),
+        level: typed(cgroup, config!(cgroup_level)),
+        cgroup_id: typed_cgroup_id(cgroup),
+        path: 0,
+        task,
+    };
+    cgroup_event(ctx.as_ptr().cast_const().cast(), op, &fields);
+    0
+}
+
+#[btf_tracepoint]
+pub fn tb_cgroup_mkdir(ctx: BtfTracePointContext) -> i32 {
+    typed_cgroup(ctx, OP_MKDIR)
+}
+
+#[btf_tracepoint]
+pub fn tb_cgroup_rmdir(ctx: BtfTracePointContext) -> i32 {
+    typed_cgroup(ctx, OP_RMDIR)
+}
+
+#[btf_tracepoint]
+pub fn tb_cgroup_release(ctx: BtfTracePointContext) -> i32 {
+    typed_cgroup(ctx, OP_RELEASE)
+}
+
+#[btf_tracepoint]
+pub fn tb_cgroup_rename(ctx: BtfTracePointContext) -> i32 {
+    typed_cgroup(ctx, OP_RENAME)
+}
+
+#[btf_tracepoint]
+pub fn tb_cgroup_attach_task(ctx: BtfTracePointContext) -> i32 {
+    typed_cgroup(ctx, OP_ATTACH)
 }
 
 // --- slab: classic tracepoints, raw tracepoints and their BTF-typed form -----------------------

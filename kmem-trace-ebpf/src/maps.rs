@@ -58,13 +58,17 @@ pub fn totals(cgroup_id: u64) -> Option<(*mut Totals, bool)> {
         return Some((found, false));
     }
     let empty = Totals::default();
-    let inserted = TOTALS.insert(cgroup_id, &empty, u64::from(BPF_NOEXIST)).is_ok();
+    let inserted = TOTALS
+        .insert(cgroup_id, &empty, u64::from(BPF_NOEXIST))
+        .is_ok();
     TOTALS.get_ptr_mut(cgroup_id).map(|found| (found, inserted))
 }
 
 #[inline(always)]
 pub fn remember(stack_pointer: u64, arguments: [u64; 3]) -> bool {
-    PENDING.insert(stack_pointer, &Pending { arguments }, u64::from(BPF_ANY)).is_ok()
+    PENDING
+        .insert(stack_pointer, &Pending { arguments }, u64::from(BPF_ANY))
+        .is_ok()
 }
 
 /// Takes back what [`remember`] kept.

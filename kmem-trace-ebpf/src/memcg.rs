@@ -2,13 +2,17 @@
 
 use kmem_trace_ebpf::{
     config::{ABSENT, ROOTS},
+    selfcheck::{HOLDS, NO_MEMCG, OTHER_ANCESTORS, OTHER_COUNTER, OTHER_ID, OTHER_SUBSYSTEM},
     totals::{ANCESTRY_DEPTH, Ancestry, COUNTERS, LOST_DEPTH, SLOT_MEMORY},
 };
 
 use crate::{
     maps::{ANCESTRY, tally},
-    read::{config, member},
+    read::{config, member, typed},
 };
+
+/// Deeper than any cgroup lies: what claims to be deeper is no cgroup.
+const MOST_LEVELS: u32 = 1 << 12;
 
 /// The slot and the `struct mem_cgroup` that a `struct page_counter` is embedded in.
 ///
@@ -29,6 +33,54 @@ pub fn owner(counter: u64) -> Option<(usize, u64)> {
         slot += 1;
     }
     None
+}
+
+/// The memory cgroup of a task: `task->cgroups->subsys[memory_cgrp_id]`, less the place of `css`.
+#[inline(always)]
+pub fn memcg_of_task(task: u64) -> Option<u64> {
+    let set: u64 = member(task, config!(task_cgroups))?;
+    let css: u64 = member(set, config!(css_set_memory))?;
+    let offset = config!(memcg_css);
+    if css == 0 || offset == ABSENT {
+        return None;
+    }
+    Some(css.wrapping_sub(u64::from(offset)))
+}
+
+/// Whether the offsets lead from a running task to the id that the directory of its memory cgroup
+/// has, by every step that a ledger takes. The answer is one of `selfcheck`.
+#[inline(always)]
+pub fn check_offsets(task: u64) -> u32 {
+    let Some(memcg) = memcg_of_task(task) else {
+        return NO_MEMCG;
+    };
+    let subsys = config!(memory_cgrp_subsys);
+    if member::<u64>(memcg, config!(memcg_css_ss)) != Some(subsys) {
+        return OTHER_SUBSYSTEM;
+    }
+    let Some(cgroup) = cgroup_of(memcg) else {
+        return OTHER_ID;
+    };
+    if id_of(cgroup) != Some(config!(own_cgroup)) {
+        return OTHER_ID;
+    }
+    let Some(level) = member::<u32>(cgroup, config!(cgroup_level)) else {
+        return OTHER_ANCESTORS;
+    };
+    if level > MOST_LEVELS || ancestor_id(cgroup, level) != Some(config!(own_cgroup)) {
+        return OTHER_ANCESTORS;
+    }
+    let memory = config!(memcg_counter[SLOT_MEMORY]);
+    let counter = memcg.wrapping_add(u64::from(memory));
+    match member::<u64>(counter, config!(page_counter_parent)) {
+        None => OTHER_COUNTER,
+        // Of the root.
+        Some(0) => HOLDS,
+        Some(parent) => match owner(parent) {
+            Some((SLOT_MEMORY, _)) => HOLDS,
+            _ => OTHER_COUNTER,
+        },
+    }
 }
 
 /// `memcg->css.cgroup`.
@@ -93,7 +145,11 @@ pub fn note_ancestry(memcg: u64, cgroup_id: u64) {
             parent_id = cgroup_of(parent_memcg).and_then(id_of).unwrap_or(0);
         }
         let known = ANCESTRY
-            .insert(id, &Ancestry { parent_id }, u64::from(aya_ebpf::bindings::BPF_NOEXIST))
+            .insert(
+                id,
+                &Ancestry { parent_id },
+                u64::from(aya_ebpf::bindings::BPF_NOEXIST),
+            )
             .is_err();
         if known || parent_id == 0 {
             return;
@@ -103,4 +159,17 @@ pub fn note_ancestry(memcg: u64, cgroup_id: u64) {
         depth += 1;
     }
     tally(LOST_DEPTH, 1);
+}
+
+/// [`cgroup_of`] and [`id_of`] for a `struct mem_cgroup` that the verifier knows by its type.
+#[inline(always)]
+pub fn typed_id(memcg: *const u8) -> u64 {
+    typed_cgroup_id(typed(memcg, config!(memcg_css_cgroup)))
+}
+
+/// [`id_of`] for a `struct cgroup` that the verifier knows by its type.
+#[inline(always)]
+pub fn typed_cgroup_id(cgroup: *const u8) -> u64 {
+    let node: *const u8 = typed(cgroup, config!(cgroup_kn));
+    typed(node, config!(kernfs_node_id))
 }

@@ -143,3 +143,11 @@ pub fn field_u32(context: *const u8, offset: u32) -> u32 {
         _ => 0,
     }
 }
+
+/// Follows the pointer at `offset` of an object that the verifier knows by its type: an argument
+/// of a BTF tracepoint, or what such a load gave. No helper is called, and the verifier checks the
+/// offset against the type, so this works where lockdown forbids `bpf_probe_read_kernel`.
+#[inline(always)]
+pub fn typed<T: Copy>(object: *const u8, offset: u32) -> T {
+    unsafe { core::ptr::read_volatile(object.wrapping_add(offset as usize).cast::<T>()) }
+}

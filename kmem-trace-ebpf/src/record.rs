@@ -1,5 +1,7 @@
 //! Records of the stream. Each begins with a [`Header`] that says its kind and length.
 
+use crate::totals::COUNTERS;
+
 /// Kinds of records; [`Header::kind`].
 pub const KIND_COUNTER: u16 = 1;
 /// A call of the user charge path.
@@ -38,6 +40,26 @@ pub const OP_RENAME: u8 = 3;
 /// A task was moved into it.
 pub const OP_ATTACH: u8 = 4;
 
+/// [`LimitRecord::source`]: the handler of a limit file.
+pub const SOURCE_FILE: u32 = 0;
+/// `memcg_update_kmem_limit` or `memcg_update_kmem_max`, called by such a handler.
+pub const SOURCE_KMEM: u32 = 1;
+
+/// Limits of a [`LimitRecord`]: `max` of the page counters by slot (0 … 3), then these.
+pub const LIMITS: usize = 8;
+/// `memory.high` (v2).
+pub const LIMIT_HIGH: usize = 4;
+/// `memory.soft_limit_in_bytes` (v1).
+pub const LIMIT_SOFT: usize = 5;
+/// `memory.min` (v2).
+pub const LIMIT_MIN: usize = 6;
+/// `memory.low` (v2).
+pub const LIMIT_LOW: usize = 7;
+/// A figure that this kernel does not have.
+pub const UNREAD: u64 = u64::MAX;
+/// The same in 32 bits.
+pub const UNREAD_WORD: u32 = u32::MAX;
+
 /// Bytes of a task's name, as the kernel keeps it.
 pub const COMM_LEN: usize = 16;
 /// Longest cgroup path in a record; a longer one loses its end.
@@ -54,7 +76,12 @@ pub const TEXT_LEN: usize = 64;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(
     feature = "user",
-    derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable, zerocopy::KnownLayout)
+    derive(
+        zerocopy::FromBytes,
+        zerocopy::IntoBytes,
+        zerocopy::Immutable,
+        zerocopy::KnownLayout
+    )
 )]
 pub struct Header {
     /// One of the `KIND_` constants.
@@ -78,7 +105,12 @@ pub struct Header {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(
     feature = "user",
-    derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable, zerocopy::KnownLayout)
+    derive(
+        zerocopy::FromBytes,
+        zerocopy::IntoBytes,
+        zerocopy::Immutable,
+        zerocopy::KnownLayout
+    )
 )]
 pub struct CounterRecord {
     pub header: Header,
@@ -97,7 +129,12 @@ pub struct CounterRecord {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(
     feature = "user",
-    derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable, zerocopy::KnownLayout)
+    derive(
+        zerocopy::FromBytes,
+        zerocopy::IntoBytes,
+        zerocopy::Immutable,
+        zerocopy::KnownLayout
+    )
 )]
 pub struct UserChargeRecord {
     pub header: Header,
@@ -114,7 +151,12 @@ pub struct UserChargeRecord {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(
     feature = "user",
-    derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable, zerocopy::KnownLayout)
+    derive(
+        zerocopy::FromBytes,
+        zerocopy::IntoBytes,
+        zerocopy::Immutable,
+        zerocopy::KnownLayout
+    )
 )]
 pub struct StateRecord {
     pub header: Header,
@@ -130,7 +172,12 @@ pub struct StateRecord {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(
     feature = "user",
-    derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable, zerocopy::KnownLayout)
+    derive(
+        zerocopy::FromBytes,
+        zerocopy::IntoBytes,
+        zerocopy::Immutable,
+        zerocopy::KnownLayout
+    )
 )]
 pub struct SlabRecord {
     pub header: Header,
@@ -154,25 +201,50 @@ pub struct SlabRecord {
     pub cache: [u8; CACHE_LEN],
 }
 
-/// A write to a limit file returned.
+/// A write to a limit file returned, or the change of the kernel memory limit that it made.
+///
+/// Limits and usage are in the unit of the kernel's counters: pages (`page_counter`), or bytes
+/// (`res_counter`, before 3.19). [`UNREAD`] where the kernel has no such counter.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(
     feature = "user",
-    derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable, zerocopy::KnownLayout)
+    derive(
+        zerocopy::FromBytes,
+        zerocopy::IntoBytes,
+        zerocopy::Immutable,
+        zerocopy::KnownLayout
+    )
 )]
 pub struct LimitRecord {
     pub header: Header,
     pub cgroup_id: u64,
-    /// Bytes consumed, or a negative errno.
+    /// Bytes consumed or 0, or a negative errno.
     pub result: i64,
-    /// The file written to.
+    /// Limits as the write began.
+    pub before: [u64; LIMITS],
+    /// Limits as it returned.
+    pub after: [u64; LIMITS],
+    /// Usage of the page counters as it returned, by slot.
+    pub usage: [u64; COUNTERS],
+    /// `SOURCE_KMEM`: the value the function was given; otherwise [`UNREAD`].
+    pub value: u64,
+    /// The file written to; empty where there is none.
     pub file: [u8; FILE_LEN],
     /// What was written.
     pub text: [u8; TEXT_LEN],
-    /// Bytes of `text` that were written.
+    /// Bytes of `text` that were written; 0 where the handler is not told.
     pub text_len: u32,
-    pub reserved: u32,
+    /// `SOURCE_FILE` or `SOURCE_KMEM`.
+    pub source: u32,
+    /// What says whether the cgroup's kernel memory is accounted, raw, before and after
+    /// (`kmem_state`, `kmem_acct_active`, `kmem_account_flags` by generation).
+    pub kmem_before: u32,
+    pub kmem_after: u32,
+    /// More than 0: tasks are in the cgroup (the number is of task sets, not of tasks).
+    pub populated: u32,
+    /// Living cgroups below it; where the kernel keeps no number, 1 for some.
+    pub descendants: u32,
 }
 
 /// A cgroup's life.
@@ -180,7 +252,12 @@ pub struct LimitRecord {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(
     feature = "user",
-    derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable, zerocopy::KnownLayout)
+    derive(
+        zerocopy::FromBytes,
+        zerocopy::IntoBytes,
+        zerocopy::Immutable,
+        zerocopy::KnownLayout
+    )
 )]
 pub struct CgroupRecord {
     pub header: Header,
@@ -202,5 +279,5 @@ const _: () = assert!(size_of::<CounterRecord>() == 64);
 const _: () = assert!(size_of::<UserChargeRecord>() == 64);
 const _: () = assert!(size_of::<StateRecord>() == 56);
 const _: () = assert!(size_of::<SlabRecord>() == 120);
-const _: () = assert!(size_of::<LimitRecord>() == 176);
+const _: () = assert!(size_of::<LimitRecord>() == 360);
 const _: () = assert!(size_of::<CgroupRecord>() == 320);

@@ -5,9 +5,10 @@ use std::process::ExitCode;
 use clap::Parser as _;
 use kmem_trace::command::{
     cli::{Cli, Command},
-    doctor, enable, explain, run,
+    demo, doctor, enable, explain, run,
     trace::{self, Outcome},
 };
+use kmem_trace::workload::worker;
 
 /// Could not do it.
 const FAILED: u8 = 1;
@@ -15,9 +16,13 @@ const FAILED: u8 = 1;
 const BEYOND: u8 = 3;
 
 fn main() -> ExitCode {
+    if worker::is_worker_invocation() {
+        return worker::main();
+    }
     let cli = Cli::parse();
     let verbose = match &cli.command {
         Some(Command::Run(args)) => args.common.verbose,
+        Some(Command::Demo(args)) => args.common.verbose,
         Some(Command::Doctor(_) | Command::Explain(_) | Command::Enable(_)) => 0,
         None => cli.trace.common.verbose,
     };
@@ -32,7 +37,9 @@ fn main() -> ExitCode {
 }
 
 fn go(cli: Cli) -> anyhow::Result<ExitCode> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     match cli.command {
         None => Ok(code_of(runtime.block_on(trace::main(cli.trace))?)),
         Some(Command::Run(args)) => {
@@ -42,6 +49,7 @@ fn go(cli: Cli) -> anyhow::Result<ExitCode> {
                 (code, _) => ExitCode::from(code),
             })
         }
+        Some(Command::Demo(args)) => Ok(code_of(runtime.block_on(demo::main(args))?)),
         Some(Command::Doctor(args)) => {
             doctor::main(&args)?;
             Ok(ExitCode::SUCCESS)

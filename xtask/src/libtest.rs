@@ -32,6 +32,14 @@ pub struct Test {
 }
 
 impl Test {
+    pub fn passed(name: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            verdict: Verdict::Passed,
+            detail: String::new(),
+        }
+    }
+
     pub fn failed(name: impl Into<String>, detail: impl Into<String>) -> Self {
         Self {
             name: name.into(),

@@ -1,7 +1,11 @@
 //! The chores of the repository, one subcommand and one file (or room) each.
 
+mod bpf;
 mod libtest;
 mod process;
+mod rust_src;
+mod setup;
+mod test;
 mod vm;
 mod workspace;
 
@@ -21,12 +25,27 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Chore {
+    /// Build the BPF object that kmem-trace embeds, or check that it is fresh.
+    Bpf(bpf::Arguments),
+    /// Run the kernel tests on every kernel of the matrix, and compare each kernel's plan.
+    Matrix(vm::matrix::Arguments),
+    /// Build the tests' kernel module, which has the charge functions of old kernels.
+    Module(vm::module::Arguments),
+    /// Install what the other chores need.
+    Setup,
+    /// Run all tests: here, and on the kernels of the matrix.
+    Test(test::Arguments),
     /// Boot a Debian kernel in QEMU and run the kernel tests, or a command, in it.
-    Vm(vm::Arguments),
+    Vm(Box<vm::Arguments>),
 }
 
 fn main() -> ExitCode {
     let result = match Arguments::parse().chore {
+        Chore::Bpf(arguments) => bpf::main(&arguments),
+        Chore::Matrix(arguments) => vm::matrix::main(&arguments),
+        Chore::Module(arguments) => vm::module::main(&arguments),
+        Chore::Setup => setup::main(),
+        Chore::Test(arguments) => test::main(&arguments),
         Chore::Vm(arguments) => vm::main(&arguments),
     };
     result.unwrap_or_else(|error| {

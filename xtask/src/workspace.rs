@@ -29,6 +29,13 @@ pub fn cargo() -> Command {
     command
 }
 
+/// The compiler in the path; under rustup that is the toolchain of the cargo that runs us.
+pub fn rustc() -> Command {
+    let mut command = Command::new("rustc");
+    command.current_dir(root());
+    command
+}
+
 /// Runs cargo with `arguments` and returns the executables that it built, the tests' among them.
 pub fn build_executables(arguments: &[&str]) -> Result<Vec<PathBuf>> {
     let messages = process::output(

@@ -9,7 +9,11 @@ use crate::hooks::{plan::AttachMode, table::ROLES};
 /// Why a container's memory usage and its node disagree: live charges of a memory cgroup,
 /// reconciled against the kernel's own figure.
 #[derive(Debug, Parser)]
-#[command(version, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+#[command(
+    version,
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true
+)]
 pub struct Cli {
     #[command(flatten)]
     pub trace: TraceArgs,
@@ -21,6 +25,8 @@ pub struct Cli {
 pub enum Command {
     /// Make a cgroup, run a command in it, trace until it ends, pass its exit code on.
     Run(RunArgs),
+    /// The built-in experiment: groups of loopback TCP connections in cgroups of their own, traced.
+    Demo(DemoArgs),
     /// What this kernel allows: role by role, exact, bounded or missing, and why.
     Doctor(DoctorArgs),
     /// Which figures of this kernel add up to a cgroup's usage. No BPF, no root needed.
@@ -42,7 +48,12 @@ pub enum Format {
 pub struct TraceArgs {
     /// Trace the subtree of this cgroup: a path under the memory hierarchy ("test-docker-memory",
     /// "/docker/3f2a"), a directory, or a unique part of a container id.
-    #[arg(short, long = "cgroup", value_name = "CGROUP", required_unless_present = "pid")]
+    #[arg(
+        short,
+        long = "cgroup",
+        value_name = "CGROUP",
+        required_unless_present = "pid"
+    )]
     pub cgroups: Vec<String>,
     /// Trace the memory cgroup of this process.
     #[arg(short, long)]
@@ -74,7 +85,7 @@ pub struct Common {
     pub btf: Option<PathBuf>,
     /// Report on this many levels below each traced cgroup too.
     #[arg(long, value_name = "LEVELS", default_value_t = 0)]
-    pub depth: usize,
+    pub depth: u32,
     /// Size of the ring buffer in KiB, rounded up to a power of two.
     #[arg(long, value_name = "KIB", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..=1_048_576))]
     pub ring: u32,
@@ -103,6 +114,32 @@ pub struct RunArgs {
     /// The command and its arguments.
     #[arg(last = true, required = true, value_name = "CMD")]
     pub command: Vec<OsString>,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct DemoArgs {
+    /// How many groups, each a cgroup with a network namespace, servers and clients.
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub groups: u32,
+    /// TCP connections of each group.
+    #[arg(long, value_name = "M", default_value_t = 2000, value_parser = clap::value_parser!(u64).range(1..=10_000_000))]
+    pub connections: u64,
+    /// The cgroup to make above the groups; removed again afterwards.
+    #[arg(
+        short,
+        long = "cgroup",
+        value_name = "NAME",
+        default_value = "test-docker-memory"
+    )]
+    pub cgroup: String,
+    /// Leave the load standing until Ctrl-C.
+    #[arg(long)]
+    pub keep: bool,
+    /// The bare load, untraced (to compare with).
+    #[arg(long)]
+    pub no_trace: bool,
+    #[command(flatten)]
+    pub common: Common,
 }
 
 #[derive(Clone, Debug, Args)]
@@ -172,13 +209,17 @@ mod tests {
 
     #[test]
     fn events_take_a_list_or_nothing() {
-        let parse = |words: &[&str]| Cli::try_parse_from([&["kmem-trace", "-c", "x"], words].concat());
+        let parse =
+            |words: &[&str]| Cli::try_parse_from([&["kmem-trace", "-c", "x"], words].concat());
         let events = |words: &[&str]| parse(words).map(|cli| cli.trace.common.events);
         assert_eq!(events(&[]).ok(), Some(None));
         assert_eq!(events(&["--events"]).ok(), Some(Some(vec![String::new()])));
         assert_eq!(
             events(&["--events", "counter.charge,limit.write"]).ok(),
-            Some(Some(vec!["counter.charge".to_owned(), "limit.write".to_owned()]))
+            Some(Some(vec![
+                "counter.charge".to_owned(),
+                "limit.write".to_owned()
+            ]))
         );
         assert!(events(&["--events", "nonsense"]).is_err());
     }

@@ -71,7 +71,7 @@ enum Decision {
 /// Where it cannot be done: nothing has been written then, or the error says what.
 pub fn main(args: &EnableArgs) -> Result<()> {
     let mount = MemoryMount::find()?;
-    let cgroup = cgroupfs::resolve(&mount, &args.cgroup)?;
+    let cgroup = cgroupfs::find(&mount, &args.cgroup)?;
     let seen = look(&cgroup.dir, mount.hierarchy, args.btf.as_deref())?;
     let mut out = io::stdout().lock();
     writeln!(out, "{}", name::path(cgroup.path_in_hierarchy.as_os_str()))?;
@@ -249,7 +249,11 @@ fn look(dir: &Path, hierarchy: Hierarchy, btf_file: Option<&Path>) -> Result<See
         (Err(_), None) => None,
     };
     let found = symbols::kallsyms(&accounting::symbols_wanted()).ok();
-    let has = |name: &str| found.as_ref().is_some_and(|symbols| symbols.contains(name));
+    let has = |name: &str| {
+        found
+            .as_ref()
+            .is_some_and(|symbols| symbols.has_function(name))
+    };
     let cmdline = fs::read_to_string("/proc/cmdline").unwrap_or_default();
     let tasks = read(&dir.join("tasks"))?.unwrap_or_default();
     let children = fs::read_dir(dir)

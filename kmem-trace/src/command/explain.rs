@@ -39,7 +39,7 @@ const ATTEMPTS: usize = 5;
 pub fn main(args: &ExplainArgs) -> Result<()> {
     let mount = MemoryMount::find()?;
     let cgroup = match &args.cgroup {
-        Some(cgroup) => cgroupfs::resolve(&mount, cgroup)?,
+        Some(cgroup) => cgroupfs::find(&mount, cgroup)?,
         None => cgroupfs::of_pid(&mount, std::process::id())?,
     };
     let btf = KernelBtf::load(args.btf.as_deref().unwrap_or(Path::new(KERNEL_BTF)));
@@ -156,10 +156,7 @@ impl Files {
             skew_bytes: skew,
             ..*circumstances
         };
-        let mut items: Vec<(&str, u64)> = stat_now
-            .iter()
-            .map(|(name, value)| (name.as_str(), *value))
-            .collect();
+        let mut items: Vec<(&str, u64)> = stat_now.items().collect();
         items.sort_unstable();
         Ok((
             skew,

@@ -2,9 +2,11 @@
 //! signals, processes.
 
 pub mod cli;
+pub mod demo;
 pub mod doctor;
 pub mod enable;
 pub mod explain;
+pub mod made;
 pub mod names;
 pub mod run;
 pub mod session;

@@ -3,6 +3,7 @@
 use super::session::Session;
 use crate::{
     kernel::cgroupfs::Hierarchy,
+    reconcile::limit,
     view::{event::Names, name},
 };
 
@@ -26,6 +27,10 @@ impl Names for SessionNames<'_> {
 
     fn item(&self, item: i32) -> String {
         format!("item {item}")
+    }
+
+    fn limits(&self, cgroup_id: u64) -> limit::Kernel {
+        self.0.limit_facts(cgroup_id)
     }
 
     fn call_site(&self, address: u64) -> String {

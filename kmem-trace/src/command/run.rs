@@ -2,18 +2,18 @@
 
 use std::{
     ffi::CString,
-    fs,
     os::unix::{ffi::OsStrExt as _, process::ExitStatusExt as _},
-    path::{Path, PathBuf},
+    path::Path,
     process::{ExitStatus, Stdio},
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use tokio::process::Command;
 
 use super::{
     cli::RunArgs,
+    made::Made,
     trace::{Outcome, Trace},
 };
 use crate::kernel::cgroupfs::{self, MemoryMount};
@@ -27,8 +27,12 @@ pub struct Ended {
 impl Ended {
     /// As a shell gives it: the code, or 128 + the signal.
     pub fn code(&self) -> u8 {
-        let code = self.status.code().or_else(|| self.status.signal().map(|signal| 128 + signal));
-        code.and_then(|code| u8::try_from(code & 0xff).ok()).unwrap_or(1)
+        let code = self
+            .status
+            .code()
+            .or_else(|| self.status.signal().map(|signal| 128 + signal));
+        code.and_then(|code| u8::try_from(code & 0xff).ok())
+            .unwrap_or(1)
     }
 }
 
@@ -38,9 +42,12 @@ impl Ended {
 /// Where the cgroup cannot be made, the command not started, or the kernel not traced.
 pub async fn main(args: RunArgs) -> Result<Ended> {
     let mount = MemoryMount::find()?;
-    let name = args.cgroup.clone().unwrap_or_else(|| format!("kmem-trace-run-{}", std::process::id()));
+    let name = args
+        .cgroup
+        .clone()
+        .unwrap_or_else(|| format!("kmem-trace-run-{}", std::process::id()));
     let cgroup = Made::new(&mount, &name)?;
-    let target = cgroupfs::resolve(&mount, &name)?;
+    let target = cgroupfs::find(&mount, &name)?;
     let mut trace = Trace::start(&mount, vec![target], &args.common).await?;
     let mut child = spawn(&cgroup.dir, &args)?;
     let pid = child.id();
@@ -55,7 +62,10 @@ pub async fn main(args: RunArgs) -> Result<Ended> {
         // Ended by a signal or the deadline: the command goes with the trace.
         None => {
             if let Some(pid) = pid.and_then(|pid| i32::try_from(pid).ok()) {
-                let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGTERM);
+                let _ = nix::sys::signal::kill(
+                    nix::unistd::Pid::from_raw(pid),
+                    nix::sys::signal::Signal::SIGTERM,
+                );
             }
             match tokio::time::timeout(Duration::from_secs(5), child.wait()).await {
                 Ok(status) => status?,
@@ -75,7 +85,10 @@ fn spawn(dir: &Path, args: &RunArgs) -> Result<tokio::process::Child> {
     let (program, rest) = args.command.split_first().context("no command")?;
     let procs = CString::new(dir.join("cgroup.procs").as_os_str().as_bytes())?;
     let mut command = Command::new(program);
-    command.args(rest).stdin(Stdio::inherit()).kill_on_drop(true);
+    command
+        .args(rest)
+        .stdin(Stdio::inherit())
+        .kill_on_drop(true);
     // SAFETY: only async-signal-safe calls between fork and exec.
     unsafe {
         command.pre_exec(move || {
@@ -84,69 +97,16 @@ fn spawn(dir: &Path, args: &RunArgs) -> Result<tokio::process::Child> {
                 return Err(std::io::Error::last_os_error());
             }
             let written = libc::write(file, c"0".as_ptr().cast(), 1);
-            let result = if written == 1 { Ok(()) } else { Err(std::io::Error::last_os_error()) };
+            let result = if written == 1 {
+                Ok(())
+            } else {
+                Err(std::io::Error::last_os_error())
+            };
             libc::close(file);
             result
         });
     }
-    command.spawn().with_context(|| format!("cannot start {}", program.display()))
-}
-
-/// A cgroup that we made, and remove.
-struct Made {
-    dir: PathBuf,
-    /// Directories made on the way, lowest last.
-    made: Vec<PathBuf>,
-}
-
-impl Made {
-    fn new(mount: &MemoryMount, name: &str) -> Result<Self> {
-        let relative = Path::new(name.trim_start_matches('/'));
-        let plain = relative.components().all(|part| matches!(part, std::path::Component::Normal(_)));
-        if relative.as_os_str().is_empty() || !plain {
-            bail!("cannot make a cgroup called \"{name}\": give a path below the hierarchy's root, without \"..\"");
-        }
-        let mut dir = mount.mount_point.clone();
-        let mut made = Vec::new();
-        for part in relative.components() {
-            dir.push(part);
-            match fs::create_dir(&dir) {
-                Ok(()) => made.push(dir.clone()),
-                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
-                Err(error) => {
-                    return Err(error).with_context(|| {
-                        format!("cannot make the cgroup {}; run as root", dir.display())
-                    });
-                }
-            }
-        }
-        Ok(Self { dir, made })
-    }
-
-    /// Removes what was made; the kernel may need a moment after the last task left.
-    async fn remove(mut self) {
-        for dir in std::mem::take(&mut self.made).into_iter().rev() {
-            for _ in 0..50 {
-                match fs::remove_dir(&dir) {
-                    Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
-                        tokio::time::sleep(Duration::from_millis(20)).await;
-                    }
-                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => break,
-                    Err(error) => {
-                        log::warn!("{} stays behind: {error}", dir.display());
-                        break;
-                    }
-                    Ok(()) => break,
-                }
-            }
-        }
-    }
-}
-
-impl Drop for Made {
-    fn drop(&mut self) {
-        for dir in self.made.iter().rev() {
-            let _ = fs::remove_dir(dir);
-        }
-    }
+    command
+        .spawn()
+        .with_context(|| format!("cannot start {}", program.display()))
 }

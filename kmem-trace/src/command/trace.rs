@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
+use kmem_trace_ebpf::record::SOURCE_FILE;
 use tokio::{
     signal::unix::{SignalKind, signal},
     time::{Instant, MissedTickBehavior, interval_at},
@@ -28,10 +29,17 @@ use crate::{
         cgroupfs::{self, CgroupDir, Hierarchy, MemoryMount},
         proc,
     },
-    reconcile::report::{Report, Summary},
-    stream::{decode::Batch, recording::Recorder, ring::Ring},
+    reconcile::{
+        limit,
+        report::{Report, Summary},
+    },
+    stream::{
+        decode::{Batch, Record},
+        recording::Recorder,
+        ring::Ring,
+    },
     view::{
-        event::Event,
+        event::{self, Event},
         json::{self, Line, PlanLine},
         table as screen,
     },
@@ -57,7 +65,7 @@ pub async fn main(args: TraceArgs) -> Result<Outcome> {
     let mount = MemoryMount::find()?;
     let mut targets: Vec<CgroupDir> = Vec::new();
     for argument in &args.cgroups {
-        let found = cgroupfs::resolve(&mount, argument)?;
+        let found = cgroupfs::find(&mount, argument)?;
         if !targets.iter().any(|known| known.id == found.id) {
             targets.push(found);
         }
@@ -81,6 +89,8 @@ pub struct Trace<'a> {
     first_event_ns: Option<u64>,
     worst: Outcome,
     last: Vec<Report>,
+    /// No reports until the end.
+    quiet: bool,
     /// The reader of our output is gone: finish without a word.
     closed: bool,
 }
@@ -90,7 +100,11 @@ impl<'a> Trace<'a> {
     ///
     /// # Errors
     /// As [`Session::start`]; or where a file to record to cannot be made.
-    pub async fn start(mount: &MemoryMount, targets: Vec<CgroupDir>, common: &'a Common) -> Result<Self> {
+    pub async fn start(
+        mount: &MemoryMount,
+        targets: Vec<CgroupDir>,
+        common: &'a Common,
+    ) -> Result<Self> {
         let events = common.events.as_ref().map(|named| requested_events(named));
         let recorder = match &common.record {
             Some(path) => {
@@ -100,11 +114,10 @@ impl<'a> Trace<'a> {
             }
             None => None,
         };
-        let hierarchy = mount.hierarchy;
         warn_if_inside(mount, &targets);
         let mut session = Session::start(Request {
             targets,
-            hierarchy,
+            mount: mount.clone(),
             attach: common.attach,
             btf: common.btf.clone(),
             roles: events.clone().unwrap_or_default(),
@@ -133,10 +146,16 @@ impl<'a> Trace<'a> {
             first_event_ns: None,
             worst: Outcome::Explained,
             last: Vec::new(),
+            quiet: false,
             closed: false,
         };
         trace.print_plan()?;
         Ok(trace)
+    }
+
+    /// Prints no report before the last.
+    pub fn quiet(&mut self) {
+        self.quiet = true;
     }
 
     /// Runs until `end`, the deadline or a signal, whichever comes first; then sums up.
@@ -188,8 +207,18 @@ impl<'a> Trace<'a> {
         match self.common.format {
             Format::Json => {
                 let lockdown = self.session.inspection.lockdown.to_string();
-                let mode = if self.session.plan.exact { "exact" } else { "bounded" };
-                let line = PlanLine { kernel: &kernel, hierarchy, lockdown: &lockdown, mode, roles: &rows };
+                let mode = if self.session.plan.exact {
+                    "exact"
+                } else {
+                    "bounded"
+                };
+                let line = PlanLine {
+                    kernel: &kernel,
+                    hierarchy,
+                    lockdown: &lockdown,
+                    mode,
+                    roles: &rows,
+                };
                 self.line(&Line::Plan(line))
             }
             Format::Table => {
@@ -198,7 +227,11 @@ impl<'a> Trace<'a> {
                     hierarchy: hierarchy.to_owned(),
                     mechanisms: format!(
                         "{mechanisms} ({})",
-                        if self.session.plan.exact { "exact" } else { "bounded" }
+                        if self.session.plan.exact {
+                            "exact"
+                        } else {
+                            "bounded"
+                        }
                     ),
                     blind: self.session.blind_spots(),
                 };
@@ -216,7 +249,7 @@ impl<'a> Trace<'a> {
                 self.worst = Outcome::Beyond;
             }
         }
-        if self.events.is_none() {
+        if self.events.is_none() && !self.quiet {
             for report in &reports {
                 match self.common.format {
                     Format::Json => self.line(&Line::Report(report))?,
@@ -259,15 +292,20 @@ impl<'a> Trace<'a> {
         for record in batch.records() {
             let record = record.context("the programs sent what is no record")?;
             self.session.apply(&record);
-            let Some(roles) = &self.events else { continue };
-            let event = Event::of(&record, &SessionNames(&self.session));
-            if !roles.contains(event.role) {
+            if !self.is_wanted(&record) {
                 continue;
             }
+            let event = Event::of(&record, &SessionNames(&self.session));
             match self.common.format {
-                Format::Json => self.line(&Line::Event(event))?,
+                Format::Json => self.line(&Line::Event(&event))?,
                 Format::Table => {
-                    let since = *self.first_event_ns.get_or_insert(event.time_ns);
+                    // Among reports, time is told as they tell it: from the start.
+                    let before_ns = match &self.events {
+                        Some(_) => 0,
+                        None => self.session.elapsed().as_nanos() as u64,
+                    };
+                    let start_ns = event.time_ns.saturating_sub(before_ns);
+                    let since = *self.first_event_ns.get_or_insert(start_ns);
                     let result = writeln!(self.out, "{}", event.line(since));
                     self.written(result)?;
                 }
@@ -277,8 +315,30 @@ impl<'a> Trace<'a> {
         self.written(result)
     }
 
+    /// Whether a record is printed: what `--events` names; without it, the writes to limit files,
+    /// which are rare and change what the reports mean.
+    fn is_wanted(&self, record: &Record<'_>) -> bool {
+        let Some(roles) = &self.events else {
+            return !self.quiet
+                && matches!(record, Record::Limit(limit) if limit.source == SOURCE_FILE);
+        };
+        // Where one hook serves both roles, a write to the kernel memory file is of both.
+        let is_kmem = matches!(record, Record::Limit(limit) if limit::is_kmem(limit));
+        roles.contains(event::role(record)) || is_kmem && roles.contains("limit.kmem")
+    }
+
     async fn sum_up(&mut self) -> Result<()> {
-        self.print_reports()?;
+        let seen_nothing = std::mem::take(&mut self.quiet);
+        // A person has just seen a report that is as good as the last one.
+        let seen = !seen_nothing
+            && self.common.format == Format::Table
+            && self.last.first().is_some_and(|last| {
+                let age = self.session.elapsed().as_secs_f64() - last.elapsed_s;
+                age < self.common.interval.as_secs_f64() / 4.0
+            });
+        if !seen {
+            self.print_reports()?;
+        }
         let own = self.session.own_cost();
         self.session.detach().await;
         self.drain()?;
@@ -290,7 +350,12 @@ impl<'a> Trace<'a> {
             return Ok(());
         };
         let verdict = verdict(&self.last, self.worst, stream.as_ref());
-        let summary = Summary { report, verdict, stream, own };
+        let summary = Summary {
+            report,
+            verdict,
+            stream,
+            own,
+        };
         match self.common.format {
             Format::Json => self.line(&Line::Summary(&summary)),
             Format::Table => {
@@ -318,7 +383,11 @@ impl<'a> Trace<'a> {
 }
 
 /// The sentences at the end.
-fn verdict(reports: &[Report], worst: Outcome, stream: Option<&crate::reconcile::report::StreamCheck>) -> Vec<String> {
+fn verdict(
+    reports: &[Report],
+    worst: Outcome,
+    stream: Option<&crate::reconcile::report::StreamCheck>,
+) -> Vec<String> {
     let mut sentences = Vec::new();
     for report in reports {
         let residual = report.residual_bytes;
@@ -326,9 +395,15 @@ fn verdict(reports: &[Report], worst: Outcome, stream: Option<&crate::reconcile:
         sentences.push(if residual == 0 {
             format!("{name}: the ledger equals the kernel's figure to the byte.")
         } else if report.holds() {
-            format!("{name}: {} unexplained, within the bound.", crate::view::size::signed(residual))
+            format!(
+                "{name}: {} unexplained, within the bound.",
+                crate::view::size::signed(residual)
+            )
         } else {
-            format!("{name}: {} unexplained, more than the bound allows.", crate::view::size::signed(residual))
+            format!(
+                "{name}: {} unexplained, more than the bound allows.",
+                crate::view::size::signed(residual)
+            )
         });
     }
     if worst == Outcome::Beyond && reports.iter().all(Report::holds) {
@@ -349,11 +424,19 @@ fn verdict(reports: &[Report], worst: Outcome, stream: Option<&crate::reconcile:
 
 /// The roles that `--events` names; without a name all that are not expensive.
 fn requested_events(named: &[String]) -> HashSet<String> {
-    let named: HashSet<String> = named.iter().filter(|name| !name.is_empty()).cloned().collect();
+    let named: HashSet<String> = named
+        .iter()
+        .filter(|name| !name.is_empty())
+        .cloned()
+        .collect();
     if !named.is_empty() {
         return named;
     }
-    ROLES.iter().filter(|role| !role.on_request).map(|role| role.name.to_owned()).collect()
+    ROLES
+        .iter()
+        .filter(|role| !role.on_request)
+        .map(|role| role.name.to_owned())
+        .collect()
 }
 
 /// `role:index` of `--strike`.
@@ -374,7 +457,9 @@ pub fn struck(words: &[String]) -> Result<Struck> {
 /// The tracer's own maps are charged to its cgroup (5.11 and later): inside the traced subtree they
 /// would be part of what is measured.
 fn warn_if_inside(mount: &MemoryMount, targets: &[CgroupDir]) {
-    let Ok(own) = cgroupfs::of_pid(mount, std::process::id()) else { return };
+    let Ok(own) = cgroupfs::of_pid(mount, std::process::id()) else {
+        return;
+    };
     for target in targets {
         if own.path_in_hierarchy.starts_with(&target.path_in_hierarchy) {
             log::warn!(

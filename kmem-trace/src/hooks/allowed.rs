@@ -3,11 +3,11 @@
 
 use std::path::Path;
 
+use aya::maps::MapType;
 use aya::{
     programs::ProgramType,
     sys::{BpfHelper, is_helper_supported, is_map_supported, is_program_supported},
 };
-use aya::maps::MapType;
 
 use crate::{hooks::table::Mechanism, kernel::security::Lockdown};
 
@@ -25,15 +25,19 @@ pub struct Allowed {
     pub fentry: Verdict,
     pub raw_tracepoint: Verdict,
     pub tracepoint: Verdict,
+    pub btf_tracepoint: Verdict,
 }
 
 impl Allowed {
     /// Asks the kernel.
-    pub fn probe(lockdown: Lockdown, btf: bool, tracefs: bool) -> Self {
+    pub fn probe(lockdown: Lockdown, btf: bool, tracefs: Result<(), String>) -> Self {
         let bpf = match is_map_supported(MapType::RingBuf) {
             Ok(true) => Ok(()),
             Ok(false) => Err("this kernel has no BPF ring buffer".to_owned()),
-            Err(error) => Err(format!("the kernel refused to make a BPF map: {}", cause(&error))),
+            Err(error) => Err(format!(
+                "the kernel refused to make a BPF map: {}",
+                cause(&error)
+            )),
         };
         let reads = reads(&bpf, lockdown);
         let kprobe = reads.clone().and_then(|()| {
@@ -44,12 +48,34 @@ impl Allowed {
             }
         });
         let fentry = reads.clone().and_then(|()| {
-            if btf { Ok(()) } else { Err("this kernel has no type information (BTF)".to_owned()) }
+            if btf {
+                Ok(())
+            } else {
+                Err("this kernel has no type information (BTF)".to_owned())
+            }
         });
-        let tracepoint = bpf.clone().and_then(|()| {
-            if tracefs { Ok(()) } else { Err("tracefs is not mounted".to_owned()) }
+        let tracepoint = bpf.clone().and_then(|()| match tracefs {
+            Err(_) if lockdown == Lockdown::Confidentiality => {
+                Err("lockdown=confidentiality hides tracefs".to_owned())
+            }
+            other => other,
         });
-        Self { raw_tracepoint: reads.clone(), bpf, reads, kprobe, fentry, tracepoint }
+        let btf_tracepoint = bpf.clone().and_then(|()| {
+            if btf {
+                Ok(())
+            } else {
+                Err("this kernel has no type information (BTF)".to_owned())
+            }
+        });
+        Self {
+            btf_tracepoint,
+            raw_tracepoint: reads.clone(),
+            bpf,
+            reads,
+            kprobe,
+            fentry,
+            tracepoint,
+        }
     }
 
     /// The verdict on one mechanism.
@@ -60,6 +86,7 @@ impl Allowed {
             // A raw tracepoint has pointers for arguments: without reads they tell nothing.
             Mechanism::RawTracepoint => &self.raw_tracepoint,
             Mechanism::Tracepoint => &self.tracepoint,
+            Mechanism::BtfTracepoint => &self.btf_tracepoint,
         }
     }
 }
@@ -69,9 +96,17 @@ fn reads(bpf: &Verdict, lockdown: Lockdown) -> Verdict {
     match is_program_supported(ProgramType::RawTracePoint) {
         Ok(true) => {}
         Ok(false) => return Err("this kernel has no BPF for tracing".to_owned()),
-        Err(error) => return Err(format!("the kernel refused to load a program: {}", cause(&error))),
+        Err(error) => {
+            return Err(format!(
+                "the kernel refused to load a program: {}",
+                cause(&error)
+            ));
+        }
     }
-    match is_helper_supported(ProgramType::RawTracePoint, BpfHelper::BPF_FUNC_probe_read_kernel) {
+    match is_helper_supported(
+        ProgramType::RawTracePoint,
+        BpfHelper::BPF_FUNC_probe_read_kernel,
+    ) {
         Ok(true) => Ok(()),
         _ if lockdown == Lockdown::Confidentiality => {
             Err("lockdown=confidentiality forbids reading kernel memory".to_owned())

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, anyhow};
 use aya::{
     Btf, Ebpf, EbpfLoader,
     maps::{HashMap, MapData, PerCpuArray, PerCpuHashMap, RingBuf},
-    programs::{FEntry, FExit, KProbe, Program, RawTracePoint, TracePoint},
+    programs::{BtfTracePoint, FEntry, FExit, KProbe, Program, RawTracePoint, TracePoint},
 };
 use kmem_trace_ebpf::{
     config::Config,
@@ -18,6 +18,7 @@ use super::{
     plan::Plan,
     stats::{self, ProgramStats},
     table::{Hook, Place},
+    verify,
 };
 
 /// The compiled programs, built by `cargo xtask bpf`.
@@ -40,8 +41,8 @@ pub struct Attached {
     pub tally: PerCpuArray<MapData, u64>,
     /// Taken by the stream.
     pub ring: Option<RingBuf<MapData>>,
-    /// Names of the programs that were attached.
-    pub programs: Vec<String>,
+    /// What was attached: role and program.
+    pub programs: Vec<(&'static str, &'static str)>,
     /// Kept over [`Self::detach`].
     last_skipped: u64,
 }
@@ -72,7 +73,14 @@ impl From<anyhow::Error> for AttachError {
 /// # Errors
 /// [`AttachError::Refused`] where the kernel does not take a candidate; everything that was
 /// attached until then is gone again.
-pub fn attach(plan: &Plan, config: &Config, requested: &HashSet<String>, sizes: Sizes, btf: Option<&Btf>, log_level: u8) -> Result<Attached, AttachError> {
+pub fn attach(
+    plan: &Plan,
+    config: &Config,
+    requested: &HashSet<String>,
+    sizes: Sizes,
+    btf: Option<&Btf>,
+    log_level: u8,
+) -> Result<Attached, AttachError> {
     let mut loader = EbpfLoader::new();
     loader
         .btf(btf)
@@ -81,31 +89,55 @@ pub fn attach(plan: &Plan, config: &Config, requested: &HashSet<String>, sizes: 
         .map_max_entries("RING", sizes.ring_bytes)
         .map_max_entries("TOTALS", sizes.cgroups)
         .map_max_entries("ANCESTRY", sizes.cgroups);
-    let mut ebpf = loader.load(OBJECT).map_err(|error| {
-        anyhow!("the kernel did not take the BPF maps: {}", cause(&error))
-    })?;
+    let mut ebpf = loader
+        .load(OBJECT)
+        .map_err(|error| anyhow!("the kernel did not take the BPF maps: {}", cause(&error)))?;
+    verify::offsets_hold(&mut ebpf, config).map_err(|why| anyhow!(why))?;
     let mut programs = Vec::new();
+    let mut placed: Vec<Hook> = Vec::new();
     for resolved in plan.wanted(requested) {
-        let Some((index, candidate)) = resolved.choice else { continue };
+        let Some((index, candidate)) = resolved.choice else {
+            continue;
+        };
         for hook in candidate.hooks {
+            // Two roles may be served by one hook.
+            if placed.contains(hook) {
+                continue;
+            }
+            placed.push(*hook);
             place(&mut ebpf, hook, btf).map_err(|error| {
                 AttachError::Refused(Refused {
                     role: resolved.role.name,
                     candidate: index,
-                    why: format!("{} refused on {}: {error:#}", candidate.mechanism.name(), hook.symbol),
+                    why: format!(
+                        "{} refused on {}: {error:#}",
+                        candidate.mechanism.name(),
+                        hook.symbol
+                    ),
                 })
             })?;
-            if !programs.iter().any(|name| name == hook.program) {
-                programs.push(hook.program.to_owned());
+            if !programs.contains(&(resolved.role.name, hook.program)) {
+                programs.push((resolved.role.name, hook.program));
             }
         }
     }
-    let mut take = |name: &str| ebpf.take_map(name).with_context(|| format!("the object has no map {name}"));
+    let mut take = |name: &str| {
+        ebpf.take_map(name)
+            .with_context(|| format!("the object has no map {name}"))
+    };
     let totals = PerCpuHashMap::try_from(take("TOTALS")?).context("map TOTALS")?;
     let ancestry = HashMap::try_from(take("ANCESTRY")?).context("map ANCESTRY")?;
     let tally = PerCpuArray::try_from(take("TALLY")?).context("map TALLY")?;
     let ring = RingBuf::try_from(take("RING")?).context("map RING")?;
-    Ok(Attached { ebpf, totals, ancestry, tally, ring: Some(ring), programs, last_skipped: 0 })
+    Ok(Attached {
+        ebpf,
+        totals,
+        ancestry,
+        tally,
+        ring: Some(ring),
+        programs,
+        last_skipped: 0,
+    })
 }
 
 impl Attached {
@@ -127,9 +159,20 @@ impl Attached {
         found
     }
 
-    /// Runs that the kernel skipped, over all programs, as far as it counts them.
+    /// Runs that the kernel skipped of the ledger's programs, as far as it counts them.
     pub fn skipped(&self) -> u64 {
-        self.last_skipped.max(self.stats().iter().map(|(_, stats)| stats.skipped).sum())
+        let ledger = |name: &str| {
+            self.programs.iter().any(|(role, program)| {
+                *program == name && (role.starts_with("counter.") || *role == "memcg.state")
+            })
+        };
+        let now = self
+            .stats()
+            .iter()
+            .filter(|(name, _)| ledger(name))
+            .map(|(_, it)| it.skipped)
+            .sum();
+        self.last_skipped.max(now)
     }
 
     /// Time in the programs (ns) and their runs; `None` while the kernel does not measure.
@@ -151,6 +194,7 @@ impl Attached {
                 Program::FExit(program) => program.unload(),
                 Program::RawTracePoint(program) => program.unload(),
                 Program::TracePoint(program) => program.unload(),
+                Program::BtfTracePoint(program) => program.unload(),
                 _ => Ok(()),
             };
         }
@@ -173,12 +217,16 @@ fn place(ebpf: &mut Ebpf, hook: &Hook, btf: Option<&Btf>) -> Result<()> {
         }
         Place::Fentry => {
             let program: &mut FEntry = program.try_into()?;
-            program.load(hook.symbol, btf.context("no type information")?).map_err(refused)?;
+            program
+                .load(hook.symbol, btf.context("no type information")?)
+                .map_err(refused)?;
             program.attach().map_err(refused)?;
         }
         Place::Fexit => {
             let program: &mut FExit = program.try_into()?;
-            program.load(hook.symbol, btf.context("no type information")?).map_err(refused)?;
+            program
+                .load(hook.symbol, btf.context("no type information")?)
+                .map_err(refused)?;
             program.attach().map_err(refused)?;
         }
         Place::RawTracepoint => {
@@ -187,6 +235,13 @@ fn place(ebpf: &mut Ebpf, hook: &Hook, btf: Option<&Btf>) -> Result<()> {
                 program.load().map_err(refused)?;
             }
             program.attach(hook.symbol).map_err(refused)?;
+        }
+        Place::BtfTracepoint(_) => {
+            let program: &mut BtfTracePoint = program.try_into()?;
+            program
+                .load(hook.symbol, btf.context("no type information")?)
+                .map_err(refused)?;
+            program.attach().map_err(refused)?;
         }
         Place::Tracepoint(category) => {
             let program: &mut TracePoint = program.try_into()?;
@@ -201,10 +256,17 @@ fn place(ebpf: &mut Ebpf, hook: &Hook, btf: Option<&Btf>) -> Result<()> {
 
 /// What the kernel said, in one line; the verifier's log, where there is one, by its last words.
 fn refusal(error: &aya::programs::ProgramError) -> String {
-    if let aya::programs::ProgramError::LoadError { io_error, verifier_log } = error {
+    if let aya::programs::ProgramError::LoadError {
+        io_error,
+        verifier_log,
+    } = error
+    {
         log::debug!("verifier: {verifier_log}");
         let text = verifier_log.to_string();
-        let last = text.lines().rev().find(|line| !line.is_empty() && !line.starts_with("processed"));
+        let last = text
+            .lines()
+            .rev()
+            .find(|line| !line.is_empty() && !line.starts_with("processed"));
         return match last {
             Some(line) => format!("{io_error} ({line})"),
             None => io_error.to_string(),

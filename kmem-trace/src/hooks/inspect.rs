@@ -1,7 +1,7 @@
 //! Everything a plan depends on, read from the running kernel once.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap},
     path::{Path, PathBuf},
 };
 
@@ -9,13 +9,14 @@ use super::{
     allowed::Allowed,
     layout::Sources,
     plan::{AttachMode, Facts, Plan, Struck, resolve, symbols_wanted, tracepoints_wanted},
+    verify,
 };
 use crate::kernel::{
     btf::KernelBtf,
     cgroupfs::Hierarchy,
     security::{self, Lockdown},
     symbols::{self, Symbols},
-    tracefs::{self, Format},
+    tracefs::{Format, Tracefs},
 };
 
 /// Where the running kernel keeps its type information.
@@ -26,9 +27,9 @@ pub struct Inspection {
     pub btf: Result<KernelBtf, String>,
     pub btf_path: PathBuf,
     pub symbols: Symbols,
-    pub traceable: Option<HashSet<String>>,
+    pub traceable: Option<BTreeSet<String>>,
     pub formats: HashMap<(&'static str, &'static str), Format>,
-    pub tracefs: Result<PathBuf, String>,
+    pub tracefs: Result<Tracefs, String>,
     pub lockdown: Lockdown,
     pub allowed: Allowed,
 }
@@ -44,29 +45,50 @@ impl Inspection {
                 error.to_string()
             }
         });
+        let btf = btf.and_then(
+            |btf| match (btf_file, KernelBtf::load(Path::new(KERNEL_BTF))) {
+                (Some(_), Ok(own)) => verify::same_kernel(&btf, &own).map(|()| btf),
+                _ => Ok(btf),
+            },
+        );
         let wanted = symbols_wanted();
         let names: Vec<&str> = wanted.iter().map(String::as_str).collect();
         let symbols = symbols::kallsyms(&names).unwrap_or_else(|error| {
             log::debug!("{error}");
             Symbols::default()
         });
-        let tracefs = tracefs::find_or_mount().map_err(|error| error.to_string());
+        let tracefs = Tracefs::find()
+            .or_else(|_| Tracefs::mount())
+            .map_err(|error| error.to_string());
         let mut formats = HashMap::new();
         let mut traceable = None;
-        if let Ok(root) = &tracefs {
+        if let Ok(tracefs) = &tracefs {
             for (category, name) in tracepoints_wanted() {
-                match tracefs::event_format(root, category, name) {
+                match tracefs.event_format(category, name) {
                     Ok(format) => {
                         formats.insert((category, name), format);
                     }
                     Err(error) => log::debug!("{error}"),
                 }
             }
-            traceable = symbols::traceable(root, &names).ok();
+            traceable = symbols::traceable(&tracefs.root, &names).ok();
         }
         let lockdown = security::lockdown();
-        let allowed = Allowed::probe(lockdown, btf.is_ok(), tracefs.is_ok());
-        Self { btf, btf_path, symbols, traceable, formats, tracefs, lockdown, allowed }
+        let allowed = Allowed::probe(
+            lockdown,
+            btf.is_ok(),
+            tracefs.as_ref().map(|_| ()).map_err(String::clone),
+        );
+        Self {
+            btf,
+            btf_path,
+            symbols,
+            traceable,
+            formats,
+            tracefs,
+            lockdown,
+            allowed,
+        }
     }
 
     /// The plan for this kernel.

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use kmem_trace_ebpf::config::{ABSENT, Config, ITEMS, SlabFields};
 
 use crate::{
-    hooks::table::Need,
+    hooks::{limits, table::Need},
     kernel::{
         btf::{BtfError, KernelBtf},
         cgroupfs::Hierarchy,
@@ -38,13 +38,28 @@ pub fn resolve(sources: &Sources<'_>) -> Layout {
     match sources.btf {
         Ok(btf) => {
             note(&mut unmet, Need::MemcgId, memcg_id(btf, &mut config));
-            note(&mut unmet, Need::CounterOwner, counter_owner(btf, sources, &mut config));
+            note(
+                &mut unmet,
+                Need::CounterOwner,
+                counter_owner(btf, sources, &mut config),
+            );
             note(&mut unmet, Need::OpenFile, open_file(btf, &mut config));
-            note(&mut unmet, Need::StatItems, stat_items(btf, sources.hierarchy, &mut config));
+            note(
+                &mut unmet,
+                Need::StatItems,
+                stat_items(btf, sources.hierarchy, &mut config),
+            );
             slab_cache(btf, &mut config);
+            task_memcg(btf, &mut config);
+            limits::layout(btf, &mut config);
         }
         Err(why) => {
-            for need in [Need::MemcgId, Need::CounterOwner, Need::OpenFile, Need::StatItems] {
+            for need in [
+                Need::MemcgId,
+                Need::CounterOwner,
+                Need::OpenFile,
+                Need::StatItems,
+            ] {
                 unmet.insert(need, why.to_owned());
             }
         }
@@ -68,7 +83,9 @@ fn note(unmet: &mut HashMap<Need, String>, need: Need, result: Result<(), String
 }
 
 fn offset(btf: &KernelBtf, strukt: &str, path: &str) -> Result<u32, String> {
-    btf.member(strukt, path).map(|member| member.offset).map_err(|error| error.to_string())
+    btf.member(strukt, path)
+        .map(|member| member.offset)
+        .map_err(|error| error.to_string())
 }
 
 /// From a `struct mem_cgroup` to its id and its ancestors.
@@ -85,29 +102,44 @@ fn memcg_id(btf: &KernelBtf, config: &mut Config) -> Result<(), String> {
             offset(btf, "cgroup", "ancestor_ids")?
         }
     };
-    let id = btf.member("kernfs_node", "id").map_err(|error| error.to_string())?;
+    let id = btf
+        .member("kernfs_node", "id")
+        .map_err(|error| error.to_string())?;
     if id.size != 8 {
         return Err(format!("kernfs_node.id has {} bytes here, not 8", id.size));
     }
     config.kernfs_node_id = id.offset;
+    config.cgroup_root_member = offset(btf, "cgroup", "root")?;
+    config.cgroup_root_number = offset(btf, "cgroup_root", "hierarchy_id")?;
+    config.task_pid = offset(btf, "task_struct", "pid")?;
     Ok(())
 }
 
 /// From a page counter to the `struct mem_cgroup` around it.
-fn counter_owner(btf: &KernelBtf, sources: &Sources<'_>, config: &mut Config) -> Result<(), String> {
+fn counter_owner(
+    btf: &KernelBtf,
+    sources: &Sources<'_>,
+    config: &mut Config,
+) -> Result<(), String> {
     config.page_counter_parent = offset(btf, "page_counter", "parent")?;
     config.memcg_counter[0] = offset(btf, "mem_cgroup", "memory")?;
-    for (slot, names) in [(1, &["kmem"][..]), (2, &["memsw", "swap"]), (3, &["tcpmem"])] {
-        let found = names.iter().find_map(|name| offset(btf, "mem_cgroup", name).ok());
+    for (slot, names) in [
+        (1, &["kmem"][..]),
+        (2, &["memsw", "swap"]),
+        (3, &["tcpmem"]),
+    ] {
+        let found = names
+            .iter()
+            .find_map(|name| offset(btf, "mem_cgroup", name).ok());
         config.memcg_counter[slot] = found.unwrap_or(ABSENT);
     }
     let subsys = sources.symbols.address("memory_cgrp_subsys");
     config.memory_cgrp_subsys = subsys.unwrap_or(0);
     match subsys {
         Some(_) => Ok(()),
-        None if sources.symbols.addresses_hidden => {
-            Err("kernel addresses are hidden (needs CAP_SYSLOG, or kernel.kptr_restrict=0)".to_owned())
-        }
+        None if sources.symbols.addresses_hidden => Err(
+            "kernel addresses are hidden (needs CAP_SYSLOG, or kernel.kptr_restrict=0)".to_owned(),
+        ),
         None => Err("no symbol memory_cgrp_subsys".to_owned()),
     }
 }
@@ -117,8 +149,8 @@ fn open_file(btf: &KernelBtf, config: &mut Config) -> Result<(), String> {
     config.open_file_kn = offset(btf, "kernfs_open_file", "kn")?;
     config.kernfs_node_name = offset(btf, "kernfs_node", "name")?;
     config.kernfs_node_priv = offset(btf, "kernfs_node", "priv")?;
-    config.kernfs_node_parent = offset(btf, "kernfs_node", "parent")
-        .or_else(|_| offset(btf, "kernfs_node", "__parent"))?;
+    config.kernfs_node_parent =
+        offset(btf, "kernfs_node", "parent").or_else(|_| offset(btf, "kernfs_node", "__parent"))?;
     Ok(())
 }
 
@@ -127,7 +159,8 @@ fn open_file(btf: &KernelBtf, config: &mut Config) -> Result<(), String> {
 /// On v1, socket buffers are charged to `tcpmem`, beside `memory`; on v2 to `memory`.
 fn stat_items(btf: &KernelBtf, hierarchy: Hierarchy, config: &mut Config) -> Result<(), String> {
     let item = |enumeration: &str, name: &str| -> Result<i32, BtfError> {
-        btf.enum_value(Some(enumeration), name).map(|value| value as i32)
+        btf.enum_value(Some(enumeration), name)
+            .map(|value| value as i32)
     };
     let text = |error: BtfError| error.to_string();
     config.lruvec_items[0][0] = item("node_stat_item", "NR_ANON_MAPPED").map_err(text)?;
@@ -143,6 +176,25 @@ fn stat_items(btf: &KernelBtf, hierarchy: Hierarchy, config: &mut Config) -> Res
     Ok(())
 }
 
+/// From a task, or the `mm` that it owns, to its memory cgroup.
+fn task_memcg(btf: &KernelBtf, config: &mut Config) {
+    config.task_cgroups = offset(btf, "task_struct", "cgroups").unwrap_or(ABSENT);
+    config.mm_owner = offset(btf, "mm_struct", "owner").unwrap_or(ABSENT);
+    let subsys = offset(btf, "css_set", "subsys");
+    config.css_set_memory = match (subsys, memory_subsystem(btf)) {
+        (Ok(subsys), Some(id)) => subsys + id * 8,
+        _ => ABSENT,
+    };
+}
+
+/// `memory_cgrp_id`: the memory controller's place in arrays of controllers.
+pub fn memory_subsystem(btf: &KernelBtf) -> Option<u32> {
+    ["memory_cgrp_id", "mem_cgroup_subsys_id"]
+        .iter()
+        .find_map(|name| btf.enum_value(Some("cgroup_subsys_id"), name).ok())
+        .and_then(|id| u32::try_from(id).ok())
+}
+
 fn slab_cache(btf: &KernelBtf, config: &mut Config) {
     let find = |path: &str| offset(btf, "kmem_cache", path).unwrap_or(ABSENT);
     config.kmem_cache_name = find("name");
@@ -155,7 +207,11 @@ fn slab_cache(btf: &KernelBtf, config: &mut Config) {
 ///
 /// # Errors
 /// Where type information does not have the function or one of the arguments.
-pub fn user_charge(btf: Result<&KernelBtf, &str>, symbol: &str, config: &mut Config) -> Result<(), String> {
+pub fn user_charge(
+    btf: Result<&KernelBtf, &str>,
+    symbol: &str,
+    config: &mut Config,
+) -> Result<(), String> {
     let function = btf
         .map_err(str::to_owned)?
         .function(symbol)
@@ -170,15 +226,24 @@ pub fn user_charge(btf: Result<&KernelBtf, &str>, symbol: &str, config: &mut Con
     };
     let memcg = position(&["memcg", "ptr", "memcgp"])?;
     config.user_charge_memcg = memcg;
-    let is_out = function.params[memcg as usize].type_name.matches('*').count() == 2;
+    let is_out = function.params[memcg as usize]
+        .type_name
+        .matches('*')
+        .count()
+        == 2;
     config.user_charge_memcg_is_out = u32::from(is_out);
+    config.user_charge_mm = position(&["mm"]).unwrap_or(ABSENT);
     config.user_charge_pages = position(&["nr_pages"])?;
     config.user_charge_gfp = position(&["gfp_mask", "gfp"])?;
     config.user_charge_args = function.params.len() as u32;
     Ok(())
 }
 
-fn field(formats: &HashMap<(&'static str, &'static str), Format>, event: (&'static str, &'static str), name: &str) -> u32 {
+fn field(
+    formats: &HashMap<(&'static str, &'static str), Format>,
+    event: (&'static str, &'static str),
+    name: &str,
+) -> u32 {
     formats
         .get(&event)
         .and_then(|format| format.fields.iter().find(|field| field.name == name))
@@ -228,7 +293,9 @@ pub fn slab_records(formats: &HashMap<(&'static str, &'static str), Format>, con
 /// The slab events' arguments as raw tracepoints: those of `__traceiter_NAME`, less the first.
 fn raw_arguments(btf: &KernelBtf, config: &mut Config) {
     for (name, place) in slab_events(config) {
-        let Ok(function) = btf.function(&format!("__traceiter_{name}")) else { continue };
+        let Ok(function) = btf.function(&format!("__traceiter_{name}")) else {
+            continue;
+        };
         let find = |wanted: &[&str]| {
             function
                 .params

@@ -7,6 +7,7 @@
 //! - [`inspect`]: everything a plan depends on, read once.
 //! - [`layout`]: struct offsets, argument positions and item numbers, from type information.
 //! - [`plan`]: the candidate chosen for each role, and why.
+//! - [`verify`]: whether all that was read is of this kernel.
 //! - [`attach`]: the plan loaded and attached.
 
 pub mod accounting;
@@ -14,6 +15,8 @@ pub mod allowed;
 pub mod attach;
 pub mod inspect;
 pub mod layout;
+pub mod limits;
 pub mod plan;
 pub mod stats;
 pub mod table;
+pub mod verify;

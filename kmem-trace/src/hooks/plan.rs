@@ -1,6 +1,6 @@
 //! The candidate chosen for each role of the table, and why. Pure: facts in, plan out.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use kmem_trace_ebpf::config::Config;
 use serde::Serialize;
@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::{
     allowed::Allowed,
     layout::{self, Layout, Sources},
+    limits,
     table::{Candidate, Mechanism, Need, Place, ROLES, Role, Status},
 };
 
@@ -31,7 +32,7 @@ pub struct Facts<'a> {
     pub sources: Sources<'a>,
     pub allowed: &'a Allowed,
     /// Functions that kprobes and fentry can be put on; `None` where the list cannot be read.
-    pub traceable: Option<&'a HashSet<String>>,
+    pub traceable: Option<&'a BTreeSet<String>>,
     pub attach: AttachMode,
     /// Candidates that are not to be used: they failed to attach, or a test struck them out.
     pub struck: &'a Struck,
@@ -84,12 +85,17 @@ pub struct Plan {
 
 impl Plan {
     pub fn role(&self, name: &str) -> Option<&Resolved> {
-        self.roles.iter().find(|resolved| resolved.role.name == name)
+        self.roles
+            .iter()
+            .find(|resolved| resolved.role.name == name)
     }
 
     /// Whether the ledger has something to go by.
     pub fn has_ledger(&self) -> bool {
-        self.exact || self.role("memcg.state").is_some_and(|resolved| resolved.choice.is_some())
+        self.exact
+            || self
+                .role("memcg.state")
+                .is_some_and(|resolved| resolved.choice.is_some())
     }
 
     /// The roles a run attaches: all that are on by default and those of `requested`. Items of
@@ -112,7 +118,10 @@ impl Plan {
     }
 
     pub fn rows(&self) -> Vec<Row> {
-        self.roles.iter().map(|resolved| resolved.row(self.is_default(resolved))).collect()
+        self.roles
+            .iter()
+            .map(|resolved| resolved.row(self.is_default(resolved)))
+            .collect()
     }
 
     /// The mechanisms in use, for the headline.
@@ -133,8 +142,10 @@ impl Plan {
 pub fn resolve(facts: &Facts<'_>) -> Plan {
     let Layout { mut config, unmet } = layout::resolve(&facts.sources);
     config.can_read = u32::from(facts.allowed.reads.is_ok());
-    let roles: Vec<_> =
-        ROLES.iter().map(|role| choose(role, facts, &unmet, &mut config)).collect();
+    let roles: Vec<_> = ROLES
+        .iter()
+        .map(|role| choose(role, facts, &unmet, &mut config))
+        .collect();
     if roles.iter().any(|resolved| {
         resolved.role.name.starts_with("slab.")
             && matches!(resolved.choice, Some((_, it)) if it.mechanism == Mechanism::Tracepoint)
@@ -142,33 +153,86 @@ pub fn resolve(facts: &Facts<'_>) -> Plan {
         layout::slab_records(facts.sources.formats, &mut config);
     }
     let exact = ["counter.charge", "counter.uncharge"].iter().all(|name| {
-        roles.iter().any(|resolved| resolved.role.name == *name && resolved.choice.is_some())
+        roles
+            .iter()
+            .any(|resolved| resolved.role.name == *name && resolved.choice.is_some())
     });
-    Plan { roles, config, exact }
+    Plan {
+        roles,
+        config,
+        exact,
+    }
 }
 
-fn choose(role: &'static Role, facts: &Facts<'_>, unmet: &HashMap<Need, String>, config: &mut Config) -> Resolved {
-    let mut reasons: Vec<String> = Vec::new();
+/// Why a candidate was passed over.
+enum Passed {
+    /// For the other cgroup version: no reason that anybody asked for.
+    OtherHierarchy(String),
+    /// An older or newer kernel's symbol.
+    Absent(String),
+    /// The kernel, or what is known of it, does not allow it.
+    Refused(String),
+}
+
+impl Passed {
+    fn text(&self) -> &str {
+        match self {
+            Self::OtherHierarchy(text) | Self::Absent(text) | Self::Refused(text) => text,
+        }
+    }
+}
+
+fn choose(
+    role: &'static Role,
+    facts: &Facts<'_>,
+    unmet: &HashMap<Need, String>,
+    config: &mut Config,
+) -> Resolved {
+    let mut passed = Vec::new();
     for (index, candidate) in order(role, facts.attach) {
         match fits(role, index, candidate, facts, unmet, config) {
             Ok(()) => {
-                // Of what was passed over, only refusals by the kernel matter to the reader; that
-                // an older kernel's symbol is absent does not.
-                let mut why = candidate.remark.to_owned();
-                if let Some(better) = reasons.iter().find(|reason| !reason.starts_with("no symbol")) {
-                    why = if why.is_empty() { better.clone() } else { format!("{why}; {better}") };
-                }
-                return Resolved { role, choice: Some((index, candidate)), status: candidate.gives, why };
+                let refused = passed.iter().find_map(|reason| match reason {
+                    Passed::Refused(text) => Some(text.as_str()),
+                    _ => None,
+                });
+                let remark = (!candidate.remark.is_empty()).then_some(candidate.remark);
+                let why: Vec<&str> = remark.into_iter().chain(refused).collect();
+                return Resolved {
+                    role,
+                    choice: Some((index, candidate)),
+                    status: candidate.gives,
+                    why: why.join("; "),
+                };
             }
-            Err(reason) => {
-                if !reasons.contains(&reason) {
-                    reasons.push(reason);
-                }
-            }
+            Err(reason) => passed.push(reason),
         }
     }
-    let first = reasons.into_iter().next().unwrap_or_else(|| "nothing in the table fits".to_owned());
-    Resolved { role, choice: None, status: Status::Missing, why: format!("{first}; {}", role.without) }
+    Resolved {
+        role,
+        choice: None,
+        status: Status::Missing,
+        why: format!("{}; {}", most_telling(&passed), role.without),
+    }
+}
+
+/// What was refused, each reason once; else an absence; else the other hierarchy.
+fn most_telling(passed: &[Passed]) -> String {
+    let mut refused: Vec<&str> = Vec::new();
+    for reason in passed {
+        match reason {
+            Passed::Refused(text) if !refused.contains(&text.as_str()) => refused.push(text),
+            _ => {}
+        }
+    }
+    if !refused.is_empty() {
+        return refused.join("; ");
+    }
+    let absent = passed.iter().find(|it| matches!(it, Passed::Absent(_)));
+    let first = absent.or(passed.first());
+    first
+        .map_or("nothing in the table fits", Passed::text)
+        .to_owned()
 }
 
 /// The candidates in the order in which `--attach` wants them tried.
@@ -182,12 +246,19 @@ fn order(role: &'static Role, attach: AttachMode) -> Vec<(usize, &'static Candid
     };
     // A role that has no candidate of the forced kind is served by tracepoints: they are all that
     // some roles have. Only `--attach tracepoint` may leave a role unserved.
-    let has_forced = role.candidates.iter().any(|candidate| candidate.mechanism == forced);
+    let has_forced = role
+        .candidates
+        .iter()
+        .any(|candidate| candidate.mechanism == forced);
     all.filter(|(_, candidate)| {
         candidate.mechanism == forced
+            || (forced == Mechanism::Tracepoint && candidate.mechanism == Mechanism::BtfTracepoint)
             || (!has_forced
                 && forced != Mechanism::Tracepoint
-                && matches!(candidate.mechanism, Mechanism::Tracepoint | Mechanism::RawTracepoint))
+                && matches!(
+                    candidate.mechanism,
+                    Mechanism::Tracepoint | Mechanism::RawTracepoint
+                ))
     })
     .collect()
 }
@@ -199,61 +270,92 @@ fn fits(
     facts: &Facts<'_>,
     unmet: &HashMap<Need, String>,
     config: &mut Config,
-) -> Result<(), String> {
+) -> Result<(), Passed> {
     if facts.struck.contains(&(role.name, index)) {
-        let why = facts.struck_why.get(&(role.name, index));
-        return Err(why.cloned().unwrap_or_else(|| "struck out".to_owned()));
+        let why = facts.struck_why.get(&(role.name, index)).cloned();
+        return Err(Passed::Refused(
+            why.unwrap_or_else(|| "struck out".to_owned()),
+        ));
     }
-    for need in candidate.needs {
-        if matches!(need, Need::V1 | Need::V2)
-            && let Some(why) = unmet.get(need)
+    for need in [Need::V1, Need::V2] {
+        if candidate.needs.contains(&need)
+            && let Some(why) = unmet.get(&need)
         {
-            return Err(why.clone());
+            return Err(Passed::OtherHierarchy(why.clone()));
         }
     }
-    facts.allowed.mechanism(candidate.mechanism).clone()?;
+    let verdict = facts.allowed.mechanism(candidate.mechanism);
+    verdict.clone().map_err(Passed::Refused)?;
     for hook in candidate.hooks {
         present(hook.symbol, hook.place, facts)?;
     }
     for need in candidate.needs {
         if *need == Need::UserChargeArguments {
             let symbol = candidate.hooks.first().map_or("", |hook| hook.symbol);
-            layout::user_charge(facts.sources.btf, symbol, config)?;
+            layout::user_charge(facts.sources.btf, symbol, config).map_err(Passed::Refused)?;
+        } else if *need == Need::LimitArguments {
+            let symbol = candidate.hooks.first().map_or("", |hook| hook.symbol);
+            let open_file = unmet.get(&Need::OpenFile).map(String::as_str);
+            limits::handler(facts.sources.btf, symbol, open_file, config)
+                .map_err(Passed::Refused)?;
+        } else if *need == Need::KmemLimitArguments {
+            let symbol = candidate.hooks.first().map_or("", |hook| hook.symbol);
+            limits::kmem_limit(facts.sources.btf, symbol, config).map_err(Passed::Refused)?;
         } else if let Some(why) = unmet.get(need) {
-            return Err(why.clone());
+            return Err(Passed::Refused(why.clone()));
         }
     }
     Ok(())
 }
 
-fn present(symbol: &str, place: Place, facts: &Facts<'_>) -> Result<(), String> {
+/// Whether this kernel has what a hook goes on.
+fn present(symbol: &str, place: Place, facts: &Facts<'_>) -> Result<(), Passed> {
+    let there = |yes: bool, category: &str| {
+        let name = if category.is_empty() {
+            symbol.to_owned()
+        } else {
+            format!("{category}:{symbol}")
+        };
+        yes.then_some(())
+            .ok_or_else(|| Passed::Absent(format!("this kernel has no tracepoint {name}")))
+    };
+    let btf_has = |name: &str| facts.sources.btf.is_ok_and(|btf| btf.has_function(name));
     match place {
-        Place::Tracepoint(category) => {
-            let found = facts.sources.formats.keys().any(|key| *key == (category, symbol));
-            found.then_some(()).ok_or_else(|| format!("this kernel has no tracepoint {category}:{symbol}"))
+        Place::Tracepoint(category) => there(
+            facts.sources.formats.contains_key(&(category, symbol)),
+            category,
+        ),
+        // `__traceiter_NAME` is what type information has of a tracepoint.
+        Place::BtfTracepoint(category) => {
+            there(btf_has(&format!("__traceiter_{symbol}")), category)
         }
-        Place::RawTracepoint => {
-            let known = facts.sources.symbols.contains(&format!("__tracepoint_{symbol}"))
-                || facts.sources.formats.keys().any(|key| key.1 == symbol);
-            known.then_some(()).ok_or_else(|| format!("this kernel has no tracepoint {symbol}"))
-        }
+        Place::RawTracepoint => there(
+            facts
+                .sources
+                .symbols
+                .has_function(&format!("__traceiter_{symbol}"))
+                || facts.sources.formats.keys().any(|key| key.1 == symbol),
+            "",
+        ),
         Place::Kprobe | Place::Kretprobe | Place::Fentry | Place::Fexit => {
-            if !facts.sources.symbols.contains(symbol) {
-                let twins = facts.sources.symbols.twins(symbol);
-                return Err(match twins.first() {
-                    Some(twin) => format!("no symbol {symbol}, only {twin}: the compiler took it apart"),
-                    None => format!("no symbol {symbol}"),
+            if !facts.sources.symbols.has_function(symbol) {
+                let twins = facts.sources.symbols.twins.get(symbol);
+                return Err(match twins.and_then(|twins| twins.first()) {
+                    Some(twin) => Passed::Refused(format!(
+                        "no symbol {symbol}, only {twin}: the compiler took it apart"
+                    )),
+                    None => Passed::Absent(format!("no symbol {symbol}")),
                 });
             }
-            let traceable = facts.traceable.is_none_or(|list| list.contains(symbol));
-            if !traceable {
-                return Err(format!("{symbol} is not in available_filter_functions"));
+            if facts.traceable.is_some_and(|list| !list.contains(symbol)) {
+                return Err(Passed::Refused(format!(
+                    "{symbol} is not in available_filter_functions"
+                )));
             }
-            if matches!(place, Place::Fentry | Place::Fexit) {
-                let known = facts.sources.btf.is_ok_and(|btf| btf.has_function(symbol));
-                return known
-                    .then_some(())
-                    .ok_or_else(|| format!("type information has no function {symbol}"));
+            if matches!(place, Place::Fentry | Place::Fexit) && !btf_has(symbol) {
+                return Err(Passed::Refused(format!(
+                    "type information has no function {symbol}"
+                )));
             }
             Ok(())
         }
@@ -265,7 +367,9 @@ fn symbols_of(candidate: &Candidate) -> String {
     let mut names: Vec<String> = Vec::new();
     for hook in candidate.hooks {
         let name = match hook.place {
-            Place::Tracepoint(category) => format!("{category}:{}", hook.symbol),
+            Place::Tracepoint(category) | Place::BtfTracepoint(category) => {
+                format!("{category}:{}", hook.symbol)
+            }
             _ => hook.symbol.to_owned(),
         };
         if !names.contains(&name) {
@@ -278,10 +382,14 @@ fn symbols_of(candidate: &Candidate) -> String {
 /// Every kernel symbol the table names, and those the layout needs: what to look for in kallsyms.
 pub fn symbols_wanted() -> Vec<String> {
     let mut wanted = vec!["memory_cgrp_subsys".to_owned()];
-    for hook in ROLES.iter().flat_map(|role| role.candidates).flat_map(|it| it.hooks) {
+    for hook in ROLES
+        .iter()
+        .flat_map(|role| role.candidates)
+        .flat_map(|it| it.hooks)
+    {
         let name = match hook.place {
-            Place::Tracepoint(_) => continue,
-            Place::RawTracepoint => format!("__tracepoint_{}", hook.symbol),
+            Place::Tracepoint(_) | Place::BtfTracepoint(_) => continue,
+            Place::RawTracepoint => format!("__traceiter_{}", hook.symbol),
             _ => hook.symbol.to_owned(),
         };
         if !wanted.contains(&name) {
@@ -294,7 +402,11 @@ pub fn symbols_wanted() -> Vec<String> {
 /// Every classic tracepoint the table names, the slab ones included.
 pub fn tracepoints_wanted() -> Vec<(&'static str, &'static str)> {
     let mut wanted = Vec::new();
-    for hook in ROLES.iter().flat_map(|role| role.candidates).flat_map(|it| it.hooks) {
+    for hook in ROLES
+        .iter()
+        .flat_map(|role| role.candidates)
+        .flat_map(|it| it.hooks)
+    {
         if let Place::Tracepoint(category) = hook.place
             && !wanted.contains(&(category, hook.symbol))
         {

@@ -10,6 +10,8 @@ pub enum Mechanism {
     Fentry,
     RawTracepoint,
     Tracepoint,
+    /// A raw tracepoint whose arguments the verifier knows by type.
+    BtfTracepoint,
 }
 
 impl Mechanism {
@@ -20,6 +22,7 @@ impl Mechanism {
             Self::Fentry => "fentry",
             Self::RawTracepoint => "raw tracepoint",
             Self::Tracepoint => "tracepoint",
+            Self::BtfTracepoint => "BTF tracepoint",
         }
     }
 }
@@ -34,10 +37,12 @@ pub enum Place {
     RawTracepoint,
     /// A classic tracepoint of this category.
     Tracepoint(&'static str),
+    /// A tracepoint of this category by its BTF type: needs no tracefs.
+    BtfTracepoint(&'static str),
 }
 
 /// One program on one symbol.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hook {
     pub symbol: &'static str,
     pub program: &'static str,
@@ -55,6 +60,10 @@ pub enum Need {
     UserChargeArguments,
     /// From a `struct kernfs_open_file` to cgroup and file name.
     OpenFile,
+    /// Positions of a limit file's handler's arguments, by type.
+    LimitArguments,
+    /// Positions of the arguments of what sets the kernel memory limit, by type.
+    KmemLimitArguments,
     /// Items of `memory.stat` and their numbers.
     StatItems,
     /// The traced cgroups are of cgroup v1.
@@ -149,6 +158,40 @@ macro_rules! slab_candidates {
     };
 }
 
+/// Both ends of each handler of a limit file.
+macro_rules! limit_kprobes {
+    ($($symbol:literal),*) => {
+        hooks! { $(
+            "kp_limit_write" P::Kprobe, $symbol;
+            "kr_limit_write" P::Kretprobe, $symbol;
+        )* }
+    };
+}
+
+const LIMIT_FILES_V1: &[Need] = &[Need::V1, Need::MemcgId, Need::LimitArguments];
+const LIMIT_FILES_V2: &[Need] = &[Need::V2, Need::MemcgId, Need::LimitArguments];
+const KMEM_LIMIT: &[Need] = &[Need::V1, Need::MemcgId, Need::KmemLimitArguments];
+
+/// All limit files of v1 have one handler.
+const LIMIT_FILES_V1_KPROBE: Candidate = Candidate {
+    mechanism: M::Kprobe,
+    hooks: limit_kprobes!("mem_cgroup_write"),
+    needs: LIMIT_FILES_V1,
+    gives: Status::Exact,
+    remark: "",
+};
+const LIMIT_FILES_V1_FENTRY: Candidate = Candidate {
+    mechanism: M::Fentry,
+    hooks: hooks! {
+        "fe_limit_write" P::Fentry, "mem_cgroup_write";
+        "fx_limit_write" P::Fexit, "mem_cgroup_write";
+    },
+    needs: LIMIT_FILES_V1,
+    gives: Status::Exact,
+    remark: "",
+};
+const KMEM_FROM_FILE: &str = "no memcg_update_kmem_limit or memcg_update_kmem_max here (inlined, or dropped by this kernel): told by mem_cgroup_write's file and text";
+
 /// Roles in the order of the ledger's need for them.
 pub static ROLES: &[Role] = &[
     Role {
@@ -205,16 +248,30 @@ pub static ROLES: &[Role] = &[
     Role {
         name: "memcg.state",
         purpose: "memory.stat items counted in pages: anon, file, kernel, sockets",
-        candidates: &[Candidate {
-            mechanism: M::Tracepoint,
-            hooks: hooks! {
-                "tp_memcg_state" P::Tracepoint("memcg"), "mod_memcg_state";
-                "tp_memcg_lruvec_state" P::Tracepoint("memcg"), "mod_memcg_lruvec_state";
+        candidates: &[
+            // First, because classic tracepoints are skipped while any other of them runs on the
+            // same CPU, and these events nest.
+            Candidate {
+                mechanism: M::BtfTracepoint,
+                hooks: hooks! {
+                    "tb_memcg_state" P::BtfTracepoint("memcg"), "mod_memcg_state";
+                    "tb_memcg_lruvec_state" P::BtfTracepoint("memcg"), "mod_memcg_lruvec_state";
+                },
+                needs: &[Need::StatItems, Need::MemcgId],
+                gives: Status::Bounded,
+                remark: "does not see pages that wait in per-CPU stocks",
             },
-            needs: &[Need::StatItems],
-            gives: Status::Bounded,
-            remark: "does not see pages that wait in per-CPU stocks",
-        }],
+            Candidate {
+                mechanism: M::Tracepoint,
+                hooks: hooks! {
+                    "tp_memcg_state" P::Tracepoint("memcg"), "mod_memcg_state";
+                    "tp_memcg_lruvec_state" P::Tracepoint("memcg"), "mod_memcg_lruvec_state";
+                },
+                needs: &[Need::StatItems],
+                gives: Status::Bounded,
+                remark: "does not see pages that wait in per-CPU stocks",
+            },
+        ],
         without: "without kprobes and fentry, no ledger",
         on_request: true,
     },
@@ -234,64 +291,150 @@ pub static ROLES: &[Role] = &[
         name: "limit.write",
         purpose: "writes to limit files",
         candidates: &[
+            LIMIT_FILES_V1_KPROBE,
+            LIMIT_FILES_V1_FENTRY,
             Candidate {
                 mechanism: M::Kprobe,
-                hooks: hooks! {
-                    "kp_limit_write" P::Kprobe, "mem_cgroup_write";
-                    "kr_limit_write" P::Kretprobe, "mem_cgroup_write";
-                },
-                needs: &[Need::V1, Need::OpenFile],
+                hooks: limit_kprobes!(
+                    "memory_max_write",
+                    "memory_high_write",
+                    "memory_min_write",
+                    "memory_low_write",
+                    "swap_max_write"
+                ),
+                needs: LIMIT_FILES_V2,
                 gives: Status::Exact,
-                remark: "v1 files",
+                remark: "",
             },
-            Candidate {
-                mechanism: M::Fentry,
-                hooks: hooks! { "fx_limit_write" P::Fexit, "mem_cgroup_write"; },
-                needs: &[Need::V1, Need::OpenFile],
-                gives: Status::Exact,
-                remark: "v1 files",
-            },
+            // Without swap, or before memory.min.
             Candidate {
                 mechanism: M::Kprobe,
-                hooks: hooks! {
-                    "kp_limit_write" P::Kprobe, "memory_max_write";
-                    "kr_limit_write" P::Kretprobe, "memory_max_write";
-                    "kp_limit_write" P::Kprobe, "memory_high_write";
-                    "kr_limit_write" P::Kretprobe, "memory_high_write";
-                },
-                needs: &[Need::V2, Need::OpenFile],
+                hooks: limit_kprobes!("memory_max_write", "memory_high_write"),
+                needs: LIMIT_FILES_V2,
                 gives: Status::Exact,
-                remark: "memory.max and memory.high",
+                remark: "memory.max and memory.high alone",
             },
             Candidate {
                 mechanism: M::Fentry,
                 hooks: hooks! {
+                    "fe_limit_write" P::Fentry, "memory_max_write";
                     "fx_limit_write" P::Fexit, "memory_max_write";
+                    "fe_limit_high" P::Fentry, "memory_high_write";
+                    "fx_limit_high" P::Fexit, "memory_high_write";
+                    "fe_limit_min" P::Fentry, "memory_min_write";
+                    "fx_limit_min" P::Fexit, "memory_min_write";
+                    "fe_limit_low" P::Fentry, "memory_low_write";
+                    "fx_limit_low" P::Fexit, "memory_low_write";
+                    "fe_limit_swap" P::Fentry, "swap_max_write";
+                    "fx_limit_swap" P::Fexit, "swap_max_write";
                 },
-                needs: &[Need::V2, Need::OpenFile],
+                needs: LIMIT_FILES_V2,
                 gives: Status::Exact,
-                remark: "memory.max only: one fexit program, one function",
+                remark: "",
+            },
+            Candidate {
+                mechanism: M::Fentry,
+                hooks: hooks! {
+                    "fe_limit_write" P::Fentry, "memory_max_write";
+                    "fx_limit_write" P::Fexit, "memory_max_write";
+                    "fe_limit_high" P::Fentry, "memory_high_write";
+                    "fx_limit_high" P::Fexit, "memory_high_write";
+                },
+                needs: LIMIT_FILES_V2,
+                gives: Status::Exact,
+                remark: "memory.max and memory.high alone",
             },
         ],
         without: "limit writes are not visible",
         on_request: false,
     },
     Role {
+        name: "limit.kmem",
+        purpose: "changes of the kernel memory limit (v1)",
+        candidates: &[
+            Candidate {
+                mechanism: M::Kprobe,
+                hooks: hooks! {
+                    "kp_limit_kmem" P::Kprobe, "memcg_update_kmem_limit";
+                    "kr_limit_kmem" P::Kretprobe, "memcg_update_kmem_limit";
+                },
+                needs: KMEM_LIMIT,
+                gives: Status::Exact,
+                remark: "",
+            },
+            Candidate {
+                mechanism: M::Kprobe,
+                hooks: hooks! {
+                    "kp_limit_kmem" P::Kprobe, "memcg_update_kmem_max";
+                    "kr_limit_kmem" P::Kretprobe, "memcg_update_kmem_max";
+                },
+                needs: KMEM_LIMIT,
+                gives: Status::Exact,
+                remark: "",
+            },
+            Candidate {
+                remark: KMEM_FROM_FILE,
+                ..LIMIT_FILES_V1_KPROBE
+            },
+            Candidate {
+                mechanism: M::Fentry,
+                hooks: hooks! {
+                    "fe_limit_kmem" P::Fentry, "memcg_update_kmem_limit";
+                    "fx_limit_kmem" P::Fexit, "memcg_update_kmem_limit";
+                },
+                needs: KMEM_LIMIT,
+                gives: Status::Exact,
+                remark: "",
+            },
+            Candidate {
+                mechanism: M::Fentry,
+                hooks: hooks! {
+                    "fe_limit_kmem" P::Fentry, "memcg_update_kmem_max";
+                    "fx_limit_kmem" P::Fexit, "memcg_update_kmem_max";
+                },
+                needs: KMEM_LIMIT,
+                gives: Status::Exact,
+                remark: "",
+            },
+            Candidate {
+                remark: KMEM_FROM_FILE,
+                ..LIMIT_FILES_V1_FENTRY
+            },
+        ],
+        without: "changes of the kernel memory limit are not visible",
+        on_request: false,
+    },
+    Role {
         name: "cgroup.lifecycle",
         purpose: "cgroups made, removed, renamed; tasks moved",
-        candidates: &[Candidate {
-            mechanism: M::Tracepoint,
-            hooks: hooks! {
-                "tp_cgroup_mkdir" P::Tracepoint("cgroup"), "cgroup_mkdir";
-                "tp_cgroup_rmdir" P::Tracepoint("cgroup"), "cgroup_rmdir";
-                "tp_cgroup_release" P::Tracepoint("cgroup"), "cgroup_release";
-                "tp_cgroup_rename" P::Tracepoint("cgroup"), "cgroup_rename";
-                "tp_cgroup_attach_task" P::Tracepoint("cgroup"), "cgroup_attach_task";
+        candidates: &[
+            Candidate {
+                mechanism: M::Tracepoint,
+                hooks: hooks! {
+                    "tp_cgroup_mkdir" P::Tracepoint("cgroup"), "cgroup_mkdir";
+                    "tp_cgroup_rmdir" P::Tracepoint("cgroup"), "cgroup_rmdir";
+                    "tp_cgroup_release" P::Tracepoint("cgroup"), "cgroup_release";
+                    "tp_cgroup_rename" P::Tracepoint("cgroup"), "cgroup_rename";
+                    "tp_cgroup_attach_task" P::Tracepoint("cgroup"), "cgroup_attach_task";
+                },
+                needs: &[],
+                gives: Status::Exact,
+                remark: "",
             },
-            needs: &[],
-            gives: Status::Exact,
-            remark: "",
-        }],
+            Candidate {
+                mechanism: M::BtfTracepoint,
+                hooks: hooks! {
+                    "tb_cgroup_mkdir" P::BtfTracepoint("cgroup"), "cgroup_mkdir";
+                    "tb_cgroup_rmdir" P::BtfTracepoint("cgroup"), "cgroup_rmdir";
+                    "tb_cgroup_release" P::BtfTracepoint("cgroup"), "cgroup_release";
+                    "tb_cgroup_rename" P::BtfTracepoint("cgroup"), "cgroup_rename";
+                    "tb_cgroup_attach_task" P::BtfTracepoint("cgroup"), "cgroup_attach_task";
+                },
+                needs: &[Need::MemcgId],
+                gives: Status::Bounded,
+                remark: "names come from directories, so a cgroup that is gone before a look stays nameless",
+            },
+        ],
         without: "cgroups that come and go between two looks stay nameless",
         on_request: false,
     },
@@ -332,13 +475,21 @@ mod tests {
     fn every_role_has_one_name_and_says_what_is_lost_without_it() {
         let names: HashSet<_> = ROLES.iter().map(|role| role.name).collect();
         assert_eq!(names.len(), ROLES.len());
-        assert!(ROLES.iter().all(|role| !role.without.is_empty() && !role.purpose.is_empty()));
+        assert!(
+            ROLES
+                .iter()
+                .all(|role| !role.without.is_empty() && !role.purpose.is_empty())
+        );
     }
 
     #[test]
     fn every_hook_names_a_program_of_the_object() {
         let bytes = super::super::attach::OBJECT;
-        for hook in ROLES.iter().flat_map(|role| role.candidates).flat_map(|it| it.hooks) {
+        for hook in ROLES
+            .iter()
+            .flat_map(|role| role.candidates)
+            .flat_map(|it| it.hooks)
+        {
             let name = hook.program.as_bytes();
             assert!(
                 bytes.windows(name.len()).any(|window| window == name),
@@ -357,6 +508,7 @@ mod tests {
                     P::Fentry | P::Fexit => M::Fentry,
                     P::RawTracepoint => M::RawTracepoint,
                     P::Tracepoint(_) => M::Tracepoint,
+                    P::BtfTracepoint(_) => M::BtfTracepoint,
                 };
                 assert_eq!(mechanism, candidate.mechanism, "{}", hook.program);
             }

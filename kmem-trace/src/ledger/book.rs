@@ -108,9 +108,9 @@ impl Streamed {
             if let Some(totals) = reading.get(&id) {
                 total.add(totals);
             }
-            for slot in 0..SLOTS {
-                if streamed[slot] != total.net[slot] {
-                    found.push((id, slot, streamed[slot], total.net[slot]));
+            for (slot, (streamed, total)) in streamed.iter().zip(&total.net).enumerate() {
+                if streamed != total {
+                    found.push((id, slot, *streamed, *total));
                 }
             }
         }
@@ -183,7 +183,10 @@ mod tests {
     fn what_a_dead_child_left_is_given_back_by_its_parent() {
         // Reparented objects are uncharged from the parent alone.
         let mut tree = family();
-        let records = [record(2, SLOT_MEMORY, 10, OP_CHARGE), record(1, SLOT_MEMORY, 10, OP_UNCHARGE)];
+        let records = [
+            record(2, SLOT_MEMORY, 10, OP_CHARGE),
+            record(1, SLOT_MEMORY, 10, OP_UNCHARGE),
+        ];
         tree.released(2, None);
         let sums = moved(&totals_of(&records), &tree, &HashSet::from([1]));
         assert_eq!(sums[&1].net[SLOT_MEMORY], 0);
@@ -198,10 +201,16 @@ mod tests {
 
     #[test]
     fn a_lost_record_shows_as_a_difference() {
-        let records = [record(2, SLOT_MEMORY, 64, OP_CHARGE), record(2, SLOT_MEMORY, 1, OP_CHARGE)];
+        let records = [
+            record(2, SLOT_MEMORY, 64, OP_CHARGE),
+            record(2, SLOT_MEMORY, 1, OP_CHARGE),
+        ];
         let mut streamed = Streamed::default();
         streamed.apply(&records[0]);
-        assert_eq!(streamed.differences(&totals_of(&records)), [(2, SLOT_MEMORY, 64, 65)]);
+        assert_eq!(
+            streamed.differences(&totals_of(&records)),
+            [(2, SLOT_MEMORY, 64, 65)]
+        );
     }
 
     proptest! {

@@ -42,7 +42,10 @@ const MAX_DEPTH: usize = 4096;
 impl Tree {
     /// A living cgroup with its name.
     pub fn see(&mut self, id: u64, path: &Path) {
-        let parent = path.parent().and_then(|parent| self.by_path.get(parent)).copied();
+        let parent = path
+            .parent()
+            .and_then(|parent| self.by_path.get(parent))
+            .copied();
         let node = self.nodes.entry(id).or_default();
         node.parent = node.parent.or(parent);
         if node.path.as_deref() != Some(path) {
@@ -70,7 +73,10 @@ impl Tree {
         let (known, parent) = (node.path.clone(), node.parent);
         if let Some(known) = known {
             if parent.is_none() {
-                let above = known.parent().and_then(|above| self.by_path.get(above)).copied();
+                let above = known
+                    .parent()
+                    .and_then(|above| self.by_path.get(above))
+                    .copied();
                 if let Some(node) = self.nodes.get_mut(&id) {
                     node.parent = above;
                 }
@@ -96,10 +102,18 @@ impl Tree {
             return;
         };
         for (id, node) in &mut self.nodes {
-            let Some(below) = node.path.as_ref().and_then(|own| own.strip_prefix(&old).ok()) else {
+            let Some(below) = node
+                .path
+                .as_ref()
+                .and_then(|own| own.strip_prefix(&old).ok())
+            else {
                 continue;
             };
-            let renamed = if below.as_os_str().is_empty() { path.to_owned() } else { path.join(below) };
+            let renamed = if below.as_os_str().is_empty() {
+                path.to_owned()
+            } else {
+                path.join(below)
+            };
             if let Some(former) = node.path.replace(renamed.clone()) {
                 self.by_path.remove(&former);
             }
@@ -129,13 +143,18 @@ impl Tree {
 
     /// All cgroups at or below `top`, the dead included.
     pub fn subtree(&self, top: u64) -> impl Iterator<Item = (u64, &Node)> + '_ {
-        self.nodes.iter().filter(move |(id, _)| self.is_within(**id, top)).map(|(id, node)| (*id, node))
+        self.nodes
+            .iter()
+            .filter(move |(id, _)| self.is_within(**id, top))
+            .map(|(id, node)| (*id, node))
     }
 
     /// How a cgroup is called on screen: its path, or its id where no path was ever seen.
     pub fn name(&self, id: u64) -> OsString {
         match self.nodes.get(&id) {
-            Some(Node { path: Some(path), .. }) => path.as_os_str().to_owned(),
+            Some(Node {
+                path: Some(path), ..
+            }) => path.as_os_str().to_owned(),
             _ => OsString::from(format!("#{id}")),
         }
     }

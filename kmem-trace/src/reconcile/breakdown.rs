@@ -4,7 +4,7 @@
 //! flush (mm/memcontrol.c, `memcg_vmstats_needs_flush`). What it leaves over is therefore shown
 //! as one line, stock and lag, and never given a name of its own.
 
-use std::collections::HashMap;
+use crate::kernel::cgroupfs::MemoryStat;
 
 use super::fields::{self, Figures, KMEM};
 
@@ -29,8 +29,8 @@ pub struct Breakdown {
 }
 
 /// Takes a v2 `memory.stat` apart.
-pub fn v2(stat: &HashMap<String, u64>, usage_bytes: u64) -> Breakdown {
-    let get = |name: &str| stat.get(name).copied();
+pub fn v2(stat: &MemoryStat, usage_bytes: u64) -> Breakdown {
+    let get = |name: &str| stat.get(name);
     let slab = get("slab").or_else(|| Some(get("slab_reclaimable")? + get("slab_unreclaimable")?));
     let kernel_stack = get("kernel_stack");
     let page_tables = match (get("pagetables"), get("sec_pagetables")) {
@@ -70,8 +70,8 @@ pub fn v2(stat: &HashMap<String, u64>, usage_bytes: u64) -> Breakdown {
 
 /// Takes a v1 `memory.stat` apart. It has no kernel memory: `kmem_bytes` is the figure of
 /// `memory.kmem.usage_in_bytes`, which is part of the usage, and cannot be divided further.
-pub fn v1(stat: &HashMap<String, u64>, kmem_bytes: Option<u64>, usage_bytes: u64) -> Breakdown {
-    let get = |name: &str| stat.get(name).copied();
+pub fn v1(stat: &MemoryStat, kmem_bytes: Option<u64>, usage_bytes: u64) -> Breakdown {
+    let get = |name: &str| stat.get(name);
     // Hierarchical figures, as the usage is: `total_*` where the kernel has them.
     let anon = get("total_rss").or_else(|| get("rss"));
     let file = get("total_cache").or_else(|| get("cache"));
@@ -89,8 +89,8 @@ pub fn v1(stat: &HashMap<String, u64>, kmem_bytes: Option<u64>, usage_bytes: u64
 }
 
 /// The sum of what adds up to the usage.
-fn known(figures: Figures, stat: &HashMap<String, u64>, kmem_bytes: Option<u64>) -> u64 {
-    let items = stat.iter().map(|(name, bytes)| (name.as_str(), *bytes));
+fn known(figures: Figures, stat: &MemoryStat, kmem_bytes: Option<u64>) -> u64 {
+    let items = stat.items();
     fields::sum(&fields::classify(
         figures,
         items.chain(kmem_bytes.map(|bytes| (KMEM, bytes))),
@@ -101,11 +101,12 @@ fn known(figures: Figures, stat: &HashMap<String, u64>, kmem_bytes: Option<u64>)
 mod tests {
     use super::*;
 
-    fn stat(pairs: &[(&str, u64)]) -> HashMap<String, u64> {
-        pairs
+    fn stat(pairs: &[(&str, u64)]) -> MemoryStat {
+        let text: String = pairs
             .iter()
-            .map(|(name, value)| ((*name).to_owned(), *value))
-            .collect()
+            .map(|(name, value)| format!("{name} {value}\n"))
+            .collect();
+        MemoryStat::parse(text.as_bytes()).expect("lines of name and value")
     }
 
     #[test]

@@ -5,5 +5,6 @@ pub mod breakdown;
 pub(crate) mod captured;
 pub mod explain;
 pub mod fields;
+pub mod limit;
 pub mod report;
 pub mod usage;

@@ -62,7 +62,10 @@ impl Base {
     /// disagree, changes were under way between probe and counter, and the difference is kept as
     /// uncertainty.
     pub fn from_brackets(brackets: &[Bracket], slots: &[usize], page_bytes: u64) -> Option<Self> {
-        let best = brackets.iter().map(|bracket| bracket.skew_pages(slots)).min()?;
+        let best = brackets
+            .iter()
+            .map(|bracket| bracket.skew_pages(slots))
+            .min()?;
         let candidates: Vec<i64> = brackets
             .iter()
             .filter(|bracket| bracket.skew_pages(slots) == best)
@@ -74,8 +77,15 @@ impl Base {
             .iter()
             .max_by_key(|value| candidates.iter().filter(|other| other == value).count())?;
         let agreeing = candidates.iter().filter(|other| *other == pages).count();
-        let unsure = if agreeing * 2 > candidates.len() { 0 } else { high.abs_diff(*low) };
-        Some(Self { pages: *pages, unsure_pages: unsure + best })
+        let unsure = if agreeing * 2 > candidates.len() {
+            0
+        } else {
+            high.abs_diff(*low)
+        };
+        Some(Self {
+            pages: *pages,
+            unsure_pages: unsure + best,
+        })
     }
 }
 
@@ -96,7 +106,11 @@ pub struct Bound {
 
 impl Bound {
     pub fn total_bytes(&self) -> u64 {
-        self.skew_bytes + self.in_flight_bytes + self.stock_bytes + self.base_bytes + self.lost_bytes
+        self.skew_bytes
+            + self.in_flight_bytes
+            + self.stock_bytes
+            + self.base_bytes
+            + self.lost_bytes
     }
 }
 
@@ -134,9 +148,10 @@ pub fn reconcile(bracket: &Bracket, base: &Base, slots: &[usize], terms: &Terms)
     let ledger_bytes = (base.pages + net(&bracket.after, slots)) * page;
     let (in_flight, stock) = match terms.source {
         Source::Counters => (terms.online_cpus * terms.largest_pages.max(STOCK_PAGES), 0),
-        Source::Items { stock_pages } => {
-            (terms.online_cpus * terms.largest_pages.max(STOCK_PAGES), stock_pages)
-        }
+        Source::Items { stock_pages } => (
+            terms.online_cpus * terms.largest_pages.max(STOCK_PAGES),
+            stock_pages,
+        ),
     };
     Reconciled {
         kernel_bytes: bracket.file_bytes,
@@ -154,7 +169,11 @@ pub fn reconcile(bracket: &Bracket, base: &Base, slots: &[usize], terms: &Terms)
 
 /// Net pages of several slots together.
 pub fn net(moved: &Moved, slots: &[usize]) -> i64 {
-    slots.iter().filter(|slot| **slot < SLOTS).map(|slot| moved.net[*slot]).sum()
+    slots
+        .iter()
+        .filter(|slot| **slot < SLOTS)
+        .map(|slot| moved.net[*slot])
+        .sum()
 }
 
 fn pages(bytes: u64, page_bytes: u64) -> i64 {
@@ -184,15 +203,25 @@ mod tests {
     }
 
     fn bracket(before: Moved, file_pages: u64, after: Moved) -> Bracket {
-        Bracket { before, file_bytes: file_pages * 4096, after }
+        Bracket {
+            before,
+            file_bytes: file_pages * 4096,
+            after,
+        }
     }
 
     #[test]
     fn a_quiet_cgroup_has_no_residual() {
-        let base = Base { pages: 100, unsure_pages: 0 };
+        let base = Base {
+            pages: 100,
+            unsure_pages: 0,
+        };
         let quiet = bracket(moved(5, 9), 105, moved(5, 9));
         let result = reconcile(&quiet, &base, MEMORY, &TERMS);
-        assert_eq!((result.ledger_bytes, result.residual_bytes), (105 * 4096, 0));
+        assert_eq!(
+            (result.ledger_bytes, result.residual_bytes),
+            (105 * 4096, 0)
+        );
         assert_eq!(result.bound.total_bytes(), 2 * 64 * 4096);
     }
 
@@ -214,7 +243,10 @@ mod tests {
 
     #[test]
     fn items_do_not_see_the_stock_and_say_so() {
-        let terms = Terms { source: Source::Items { stock_pages: 896 }, ..TERMS };
+        let terms = Terms {
+            source: Source::Items { stock_pages: 896 },
+            ..TERMS
+        };
         let quiet = bracket(moved(0, 0), 129, moved(0, 0));
         let result = reconcile(&quiet, &Base::default(), MEMORY, &terms);
         assert_eq!(result.bound.stock_bytes, 896 * 4096);
@@ -229,7 +261,13 @@ mod tests {
             bracket(moved(30, 30), 131, moved(32, 32)),
         ];
         let base = Base::from_brackets(&readings, MEMORY, 4096);
-        assert_eq!(base, Some(Base { pages: 100, unsure_pages: 0 }));
+        assert_eq!(
+            base,
+            Some(Base {
+                pages: 100,
+                unsure_pages: 0
+            })
+        );
     }
 
     #[test]
@@ -250,6 +288,12 @@ mod tests {
             bracket(moved(64, 64), 164, moved(64, 64)),
         ];
         let base = Base::from_brackets(&readings, MEMORY, 4096);
-        assert_eq!(base, Some(Base { pages: 100, unsure_pages: 0 }));
+        assert_eq!(
+            base,
+            Some(Base {
+                pages: 100,
+                unsure_pages: 0
+            })
+        );
     }
 }

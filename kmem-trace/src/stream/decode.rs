@@ -42,7 +42,12 @@ pub enum DecodeError {
     #[error("record at byte {at}: {have} bytes left, {need} needed: the data is cut short")]
     Truncated { at: usize, have: usize, need: usize },
     #[error("record at byte {at}: kind {kind} has {len} bytes, not {expected}")]
-    Length { at: usize, kind: u16, len: u16, expected: usize },
+    Length {
+        at: usize,
+        kind: u16,
+        len: u16,
+        expected: usize,
+    },
     #[error("record at byte {at}: kind {kind} is not known to this version")]
     Kind { at: usize, kind: u16 },
     #[error("record at byte {at} is not aligned to {ALIGNMENT} bytes")]
@@ -66,7 +71,9 @@ impl Batch {
         let skip = (ALIGNMENT - misfit) % ALIGNMENT;
         moved.resize(skip, 0);
         moved.extend_from_slice(&bytes);
-        Self { bytes: moved.freeze().slice(skip..) }
+        Self {
+            bytes: moved.freeze().slice(skip..),
+        }
     }
 
     pub fn as_bytes(&self) -> &Bytes {
@@ -75,7 +82,10 @@ impl Batch {
 
     /// The records in order; after an error nothing more comes, as lengths can no longer be trusted.
     pub fn records(&self) -> Records<'_> {
-        Records { bytes: &self.bytes, at: 0 }
+        Records {
+            bytes: &self.bytes,
+            at: 0,
+        }
     }
 }
 
@@ -138,14 +148,23 @@ where
     T: FromBytes + KnownLayout + Immutable,
 {
     if bytes.len() < size_of::<T>() {
-        return Err(DecodeError::Truncated { at, have: bytes.len(), need: size_of::<T>() });
+        return Err(DecodeError::Truncated {
+            at,
+            have: bytes.len(),
+            need: size_of::<T>(),
+        });
     }
-    T::ref_from_prefix(bytes).map(|(found, _)| found).map_err(|_| DecodeError::Unaligned { at })
+    T::ref_from_prefix(bytes)
+        .map(|(found, _)| found)
+        .map_err(|_| DecodeError::Unaligned { at })
 }
 
 /// The text of a NUL-ended field.
 pub fn text(field: &[u8]) -> &[u8] {
-    let end = field.iter().position(|byte| *byte == 0).unwrap_or(field.len());
+    let end = field
+        .iter()
+        .position(|byte| *byte == 0)
+        .unwrap_or(field.len());
     &field[..end]
 }
 
@@ -184,7 +203,13 @@ mod tests {
         let records = [counter(7, 64, OP_CHARGE), counter(7, 3, OP_UNCHARGE)];
         let batch = Batch::new(batch(&records).freeze());
         let found: Vec<_> = batch.records().collect();
-        assert_eq!(found, [Ok(Record::Counter(&records[0])), Ok(Record::Counter(&records[1]))]);
+        assert_eq!(
+            found,
+            [
+                Ok(Record::Counter(&records[0])),
+                Ok(Record::Counter(&records[1]))
+            ]
+        );
     }
 
     #[test]
@@ -192,7 +217,14 @@ mod tests {
         let bytes = batch(&[counter(7, 64, OP_CHARGE), counter(8, 1, OP_CHARGE)]);
         let batch = Batch::new(bytes.freeze().slice(..64 + 50));
         let found: Vec<_> = batch.records().collect();
-        assert_eq!(found[1], Err(DecodeError::Truncated { at: 64, have: 50, need: 64 }));
+        assert_eq!(
+            found[1],
+            Err(DecodeError::Truncated {
+                at: 64,
+                have: 50,
+                need: 64
+            })
+        );
         assert_eq!(found.len(), 2);
     }
 
@@ -210,7 +242,9 @@ mod tests {
         let mut bytes = BytesMut::from(&[0u8; 3][..]);
         bytes.extend_from_slice(counter(7, 64, OP_CHARGE).as_bytes());
         let batch = Batch::new(bytes.freeze().slice(3..));
-        assert!(matches!(batch.records().next(), Some(Ok(Record::Counter(record))) if record.pages == 64));
+        assert!(
+            matches!(batch.records().next(), Some(Ok(Record::Counter(record))) if record.pages == 64)
+        );
     }
 
     proptest::proptest! {

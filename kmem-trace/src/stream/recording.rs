@@ -80,17 +80,25 @@ mod tests {
     fn a_recording_is_read_back_as_it_was() {
         let mut file = Vec::new();
         let mut recorder = Recorder::new(&mut file).expect("a vector takes everything");
-        recorder.add(&Batch::new(Bytes::from_static(&[1, 2, 3, 4, 5, 6, 7, 8]))).expect("likewise");
+        recorder
+            .add(&Batch::new(Bytes::from_static(&[1, 2, 3, 4, 5, 6, 7, 8])))
+            .expect("likewise");
         let batch = read(file.into()).expect("just written");
         assert_eq!(&batch.as_bytes()[..], [1, 2, 3, 4, 5, 6, 7, 8]);
     }
 
     #[test]
     fn another_file_and_another_version_are_refused() {
-        assert_eq!(read(Bytes::from_static(b"\x7fELF")).err(), Some(RecordingError::Magic));
+        assert_eq!(
+            read(Bytes::from_static(b"\x7fELF")).err(),
+            Some(RecordingError::Magic)
+        );
         let mut file = Vec::new();
         Recorder::new(&mut file).expect("a vector takes everything");
         file[8] = 99;
-        assert!(matches!(read(file.into()), Err(RecordingError::Version { .. })));
+        assert!(matches!(
+            read(file.into()),
+            Err(RecordingError::Version { .. })
+        ));
     }
 }

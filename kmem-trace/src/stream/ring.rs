@@ -50,7 +50,9 @@ impl Ring {
     pub fn drain(&mut self) -> Batch {
         let mut bytes = BytesMut::new();
         while bytes.len() < BATCH_BYTES {
-            let Some(item) = self.watched.get_mut().0.next() else { break };
+            let Some(item) = self.watched.get_mut().0.next() else {
+                break;
+            };
             bytes.extend_from_slice(&item);
         }
         Batch::new(bytes.freeze())

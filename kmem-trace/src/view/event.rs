@@ -2,11 +2,12 @@
 
 use kmem_trace_ebpf::record::{
     Header, OP_ATTACH, OP_CHARGE, OP_FREE, OP_MKDIR, OP_REFUSED, OP_RELEASE, OP_RENAME, OP_RMDIR,
-    OP_TRY_CHARGE, OP_UNCHARGE,
+    OP_TRY_CHARGE, OP_UNCHARGE, SOURCE_KMEM,
 };
 use serde::Serialize;
 
 use super::{name, size};
+use crate::reconcile::limit;
 use crate::stream::decode::{Record, text};
 
 /// An event of a role. Keys that do not apply are absent.
@@ -40,9 +41,17 @@ pub struct Event {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub text: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub value_bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub old_bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub new_bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub task: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub result: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
 }
 
 /// What an event needs to know beyond its record.
@@ -53,6 +62,8 @@ pub trait Names {
     fn counter(&self, slot: u8) -> &'static str;
     /// `memory.stat` item of that number.
     fn item(&self, item: i32) -> String;
+    /// What must be known of the kernel to explain a limit write to that cgroup.
+    fn limits(&self, cgroup_id: u64) -> limit::Kernel;
     /// The function an address is in.
     fn call_site(&self, address: u64) -> String;
 }
@@ -60,10 +71,12 @@ pub trait Names {
 impl Event {
     /// The event of a record.
     pub fn of(record: &Record<'_>, names: &dyn Names) -> Self {
-        let mut event = Self::from_header(record.header());
+        let mut event = Self {
+            role: role(record),
+            ..Self::from_header(record.header())
+        };
         match record {
             Record::Counter(it) => {
-                event.role = if it.op == OP_UNCHARGE { "counter.uncharge" } else { "counter.charge" };
                 event.names(it.cgroup_id, names);
                 event.counter = Some(names.counter(it.slot));
                 event.pages = Some(it.pages.cast_signed());
@@ -75,19 +88,16 @@ impl Event {
                 };
             }
             Record::UserCharge(it) => {
-                event.role = "charge.user";
                 event.names(it.cgroup_id, names);
                 event.pages = Some(i64::from(it.pages));
                 event.result = Some(outcome(i64::from(it.result)));
             }
             Record::State(it) => {
-                event.role = "memcg.state";
                 event.names(it.cgroup_id, names);
                 event.item = Some(names.item(it.item));
                 event.pages = Some(i64::from(it.pages));
             }
             Record::Slab(it) => {
-                event.role = if it.op == OP_FREE { "slab.free" } else { "slab.alloc" };
                 event.bytes = (it.bytes_alloc != 0).then_some(it.bytes_alloc);
                 event.call_site = Some(names.call_site(it.call_site));
                 let cache = text(&it.cache);
@@ -95,14 +105,19 @@ impl Event {
                 event.accounted = (it.accounted < 2).then_some(it.accounted == 1);
             }
             Record::Limit(it) => {
-                event.role = "limit.write";
                 event.names(it.cgroup_id, names);
-                event.file = Some(name::printable(text(&it.file)));
-                event.text = Some(name::printable(text(&it.text).trim_ascii()));
-                event.result = Some(outcome(it.result));
+                if it.source != SOURCE_KMEM {
+                    event.file = Some(name::printable(text(&it.file)));
+                    event.text = Some(name::printable(text(&it.text).trim_ascii()));
+                }
+                let explained = limit::explain(it, &names.limits(it.cgroup_id));
+                event.value_bytes = explained.value_bytes;
+                event.old_bytes = explained.old_bytes;
+                event.new_bytes = explained.new_bytes;
+                event.result = Some(outcome_name(it.result));
+                event.why = (!explained.why.is_empty()).then_some(explained.why);
             }
             Record::Cgroup(it) => {
-                event.role = "cgroup.lifecycle";
                 event.names(it.cgroup_id, names);
                 event.task = (it.op == OP_ATTACH).then_some(it.task);
                 event.result = Some(
@@ -169,7 +184,12 @@ impl Event {
             add(format!("at {call_site}"));
         }
         if let Some(accounted) = self.accounted {
-            add(if accounted { "accounted" } else { "not accounted" }.to_owned());
+            add(if accounted {
+                "accounted"
+            } else {
+                "not accounted"
+            }
+            .to_owned());
         }
         if let Some(file) = &self.file {
             add(file.clone());
@@ -180,10 +200,44 @@ impl Event {
         if let Some(task) = self.task {
             add(format!("task {task}"));
         }
-        if let Some(result) = &self.result {
-            add(result.clone());
+        if let (Some(old), Some(new)) = (self.old_bytes, self.new_bytes) {
+            add(if old == new {
+                format!("stays {}", limit::limit_text(new))
+            } else {
+                format!("{} → {}", limit::limit_text(old), limit::limit_text(new))
+            });
+        }
+        match (&self.result, &self.why) {
+            // The explanation of a refusal begins with the refusal's name.
+            (Some(result), Some(why)) if why.starts_with(result.as_str()) => add(why.clone()),
+            (Some(result), Some(why)) => add(format!("{result} ({why})")),
+            (Some(result), None) => add(result.clone()),
+            (None, _) => {}
         }
         line
+    }
+}
+
+/// The role whose event a record is.
+pub fn role(record: &Record<'_>) -> &'static str {
+    match record {
+        Record::Counter(it) if it.op == OP_UNCHARGE => "counter.uncharge",
+        Record::Counter(_) => "counter.charge",
+        Record::UserCharge(_) => "charge.user",
+        Record::State(_) => "memcg.state",
+        Record::Slab(it) if it.op == OP_FREE => "slab.free",
+        Record::Slab(_) => "slab.alloc",
+        Record::Limit(it) if it.source == SOURCE_KMEM => "limit.kmem",
+        Record::Limit(_) => "limit.write",
+        Record::Cgroup(_) => "cgroup.lifecycle",
+    }
+}
+
+/// A result by its name alone: `ok`, `EBUSY`.
+fn outcome_name(result: i64) -> String {
+    match outcome(result).split_once(':') {
+        Some((name, _)) => name.to_owned(),
+        None => outcome(result),
     }
 }
 

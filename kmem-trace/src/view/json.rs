@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use serde::Serialize;
 
 use crate::{
+    diagnosis::page::Page,
     hooks::plan::Row,
     reconcile::report::{Report, Summary},
 };
@@ -24,7 +25,8 @@ pub struct PlanLine<'a> {
 #[serde(tag = "type", rename_all = "lowercase")]
 pub enum Line<'a> {
     Plan(PlanLine<'a>),
-    Event(super::event::Event),
+    Doctor(&'a Page),
+    Event(&'a super::event::Event),
     Report(&'a Report),
     Summary(&'a Summary),
     Explain(&'a super::explain::Explained),

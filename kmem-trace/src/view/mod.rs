@@ -1,5 +1,6 @@
 //! Figures → screen or JSON Lines. Only formatting lives here: a number is computed once, before.
 
+pub mod doctor;
 pub mod event;
 pub mod explain;
 pub mod json;

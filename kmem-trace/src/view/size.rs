@@ -35,7 +35,9 @@ pub fn count(number: u64) -> String {
 }
 
 fn grouped(text: &str) -> String {
-    let (whole, rest) = text.split_once('.').map_or((text, ""), |(whole, rest)| (whole, rest));
+    let (whole, rest) = text
+        .split_once('.')
+        .map_or((text, ""), |(whole, rest)| (whole, rest));
     let mut out = String::new();
     for (place, digit) in whole.chars().enumerate() {
         if place > 0 && (whole.len() - place).is_multiple_of(3) {

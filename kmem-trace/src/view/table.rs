@@ -3,10 +3,7 @@
 use std::io::{self, Write};
 
 use super::size::{count, human, signed};
-use crate::{
-    hooks::{plan::Row, table::Status},
-    reconcile::report::{Report, Summary},
-};
+use crate::reconcile::report::{Report, Summary};
 
 /// What stands above every screen.
 #[derive(Clone, Debug)]
@@ -53,14 +50,28 @@ pub fn report(out: &mut impl Write, report: &Report, usage_file: &str) -> io::Re
     };
     writeln!(out)?;
     let title = format!("{}{below}", report.cgroup);
-    writeln!(out, "{title:<62}{:>10}", format!("+{:.1} s", report.elapsed_s))?;
+    writeln!(
+        out,
+        "{title:<62}{:>10}",
+        format!("+{:.1} s", report.elapsed_s)
+    )?;
     row(out, usage_file, &human(report.usage_bytes), "")?;
     let parts = &report.breakdown;
     if let Some(anon) = parts.anon {
-        row(out, "  anon", &human(anon), &share(anon, report.usage_bytes))?;
+        row(
+            out,
+            "  anon",
+            &human(anon),
+            &share(anon, report.usage_bytes),
+        )?;
     }
     if let Some(file) = parts.file {
-        row(out, "  file", &human(file), &share(file, report.usage_bytes))?;
+        row(
+            out,
+            "  file",
+            &human(file),
+            &share(file, report.usage_bytes),
+        )?;
     }
     if let Some(kernel) = parts.kernel {
         let mut inside = Vec::new();
@@ -80,13 +91,28 @@ pub fn report(out: &mut impl Write, report: &Report, usage_file: &str) -> io::Re
         } else {
             inside.join(" · ")
         };
-        row(out, "  kernel", &human(kernel), &format!("{:<9}{inside}", share(kernel, report.usage_bytes)))?;
+        row(
+            out,
+            "  kernel",
+            &human(kernel),
+            &format!("{:<9}{inside}", share(kernel, report.usage_bytes)),
+        )?;
     }
     if let Some(sock) = parts.sock.filter(|sock| *sock > 0) {
-        row(out, "  sockets", &human(sock), &share(sock, report.usage_bytes))?;
+        row(
+            out,
+            "  sockets",
+            &human(sock),
+            &share(sock, report.usage_bytes),
+        )?;
     }
     if let Some(stock) = parts.stock {
-        row(out, "  per-CPU stock and lag", &signed_plain(stock), "usage minus the lines above")?;
+        row(
+            out,
+            "  per-CPU stock and lag",
+            &signed_plain(stock),
+            "usage minus the lines above",
+        )?;
     }
     row(
         out,
@@ -98,19 +124,37 @@ pub fn report(out: &mut impl Write, report: &Report, usage_file: &str) -> io::Re
             human(report.uncharged_bytes)
         ),
     )?;
-    row(out, "unexplained", &signed(report.residual_bytes), &bound_text(report))?;
+    row(
+        out,
+        "unexplained",
+        &signed(report.residual_bytes),
+        &bound_text(report),
+    )?;
     for counter in &report.counters {
         let verdict = if counter.residual_bytes == 0 {
             "ledger equal".to_owned()
         } else {
-            format!("unexplained {} (bound {})", signed(counter.residual_bytes), human(counter.bound_bytes))
+            format!(
+                "unexplained {} (bound {})",
+                signed(counter.residual_bytes),
+                human(counter.bound_bytes)
+            )
         };
         row(out, counter.counter, &human(counter.usage_bytes), &verdict)?;
     }
     let rate = report.user_charges.map(|charges| {
-        format!("{} charges by tasks, {} refused · ", count(charges), count(report.user_refusals.unwrap_or(0)))
+        format!(
+            "{} charges by tasks, {} refused · ",
+            count(charges),
+            count(report.user_refusals.unwrap_or(0))
+        )
     });
-    writeln!(out, "since start: {}{}", rate.unwrap_or_default(), lost_text(report))?;
+    writeln!(
+        out,
+        "since start: {}{}",
+        rate.unwrap_or_default(),
+        lost_text(report)
+    )?;
     for limit in &report.limits {
         writeln!(out, "  note: {limit}")?;
     }
@@ -137,7 +181,11 @@ fn bound_text(report: &Report) -> String {
     } else {
         "BEYOND THE BOUND ✗"
     };
-    format!("{verdict}  bound {} = {}", human(report.bound_bytes), parts.join(" + "))
+    format!(
+        "{verdict}  bound {} = {}",
+        human(report.bound_bytes),
+        parts.join(" + ")
+    )
 }
 
 fn lost_text(report: &Report) -> String {
@@ -163,40 +211,21 @@ pub fn summary(out: &mut impl Write, summary: &Summary) -> io::Result<()> {
         writeln!(out, "{sentence}")?;
     }
     let own = &summary.own;
-    write!(out, "tracer: {:.2} s CPU, {} RSS", own.cpu_s, human(own.rss_bytes))?;
+    write!(
+        out,
+        "tracer: {:.2} s CPU, {} RSS",
+        own.cpu_s,
+        human(own.rss_bytes)
+    )?;
     if let (Some(ns), Some(runs)) = (own.bpf_run_ns, own.bpf_runs) {
-        write!(out, ", {} BPF runs in {:.3} s", count(runs), ns as f64 / 1e9)?;
+        write!(
+            out,
+            ", {} BPF runs in {:.3} s",
+            count(runs),
+            ns as f64 / 1e9
+        )?;
     }
     writeln!(out)?;
-    out.flush()
-}
-
-/// Prints the plan as a table.
-///
-/// # Errors
-/// Where the output does not take it.
-pub fn plan(out: &mut impl Write, rows: &[Row]) -> io::Result<()> {
-    writeln!(out, "{:<17} {:<8} {:<15} SYMBOL", "ROLE", "STATUS", "MECHANISM")?;
-    for row in rows {
-        let status = match row.status {
-            Status::Exact => "exact",
-            Status::Bounded => "bounded",
-            Status::Missing => "missing",
-        };
-        writeln!(
-            out,
-            "{:<17} {status:<8} {:<15} {}",
-            row.role,
-            row.mechanism.unwrap_or("-"),
-            row.symbol.as_deref().unwrap_or("-")
-        )?;
-        if !row.why.is_empty() {
-            writeln!(out, "{:<17} {}", "", row.why)?;
-        }
-        if !row.default && row.status != Status::Missing {
-            writeln!(out, "{:<17} (not attached unless asked for: --events {})", "", row.role)?;
-        }
-    }
     out.flush()
 }
 
@@ -213,7 +242,11 @@ fn share(part: u64, whole: u64) -> String {
 }
 
 fn human_signed(bytes: i64) -> String {
-    if bytes < 0 { format!("-{}", human(bytes.unsigned_abs())) } else { human(bytes.unsigned_abs()) }
+    if bytes < 0 {
+        format!("-{}", human(bytes.unsigned_abs()))
+    } else {
+        human(bytes.unsigned_abs())
+    }
 }
 
 fn signed_plain(bytes: i64) -> String {

@@ -19,7 +19,7 @@ const FRESH: Duration = Duration::from_secs(12 * 3600);
 /// Where the machine's apt gets Debian from.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Mirror {
-    debian: String,
+    pub debian: String,
     /// Debian serves security updates from a second address; a mirror may lack it.
     security: Option<String>,
 }

@@ -82,7 +82,7 @@ impl fmt::Display for Line {
 
 impl Line {
     /// The suites where this line is at home: looking there first saves fetching the others.
-    fn home(&self) -> &'static [&'static str] {
+    pub(super) fn home(&self) -> &'static [&'static str] {
         match self.version.as_deref() {
             Some("5.10") => &["bullseye", "bullseye-security"],
             Some("6.1") => &["bookworm", "bookworm-security"],
@@ -129,6 +129,17 @@ pub struct Kernel {
 /// Finds, downloads and unpacks the newest kernel of `line`. `Ok(None)` if the mirror has none;
 /// what was missing has then been printed.
 pub fn obtain(line: &Line, mirror: &Mirror, cache: &Path, refresh: bool) -> Result<Option<Kernel>> {
+    match newest(line, mirror, cache, refresh) {
+        // The version in yesterday's lists may have left the archive.
+        Err(error) if !refresh => {
+            eprintln!("warning: {error:#}; trying again with fresh package lists");
+            newest(line, mirror, cache, true)
+        }
+        result => result,
+    }
+}
+
+fn newest(line: &Line, mirror: &Mirror, cache: &Path, refresh: bool) -> Result<Option<Kernel>> {
     let others: Vec<_> = SUITES
         .into_iter()
         .filter(|suite| !line.home().contains(suite))
@@ -182,6 +193,10 @@ fn unpack(suite: &Suite, package: &Package, cache: &Path) -> Result<Kernel> {
         }
         fs::create_dir_all(&root)?;
         for name in parts(package) {
+            // The archive drops these sooner than the image; only the configuration is in them.
+            if name.starts_with("linux-base-") && !suite.names(&name)?.contains(&name) {
+                continue;
+            }
             let deb = suite.download(&name, &package.version, &folder)?;
             unpack_deb(&deb, &root)?;
             fs::remove_file(&deb)?;
@@ -190,19 +205,20 @@ fn unpack(suite: &Suite, package: &Package, cache: &Path) -> Result<Kernel> {
     }
     let image =
         find(&root, "vmlinuz").with_context(|| format!("{} contains no vmlinuz", package.name))?;
-    let missing = match find(&root, "config") {
-        Some(config) => missing_options(
-            &fs::read_to_string(&config)
-                .with_context(|| format!("cannot read {}", config.display()))?,
+    match find(&root, "config") {
+        Some(config) => {
+            let text = fs::read_to_string(&config)
+                .with_context(|| format!("cannot read {}", config.display()))?;
+            let missing = missing_options(&text);
+            if !missing.is_empty() {
+                let missing = missing.join(", ");
+                eprintln!("warning: {} is built without {missing}", package.name);
+            }
+        }
+        None => eprintln!(
+            "warning: the archive has no configuration of {} to check",
+            package.name
         ),
-        None => bail!("{} contains no kernel configuration", package.name),
-    };
-    if !missing.is_empty() {
-        eprintln!(
-            "warning: {} is built without {}",
-            package.name,
-            missing.join(", ")
-        );
     }
     Ok(Kernel {
         package: package.name.clone(),
@@ -231,7 +247,7 @@ fn parts(package: &Package) -> Vec<String> {
     parts
 }
 
-fn unpack_deb(deb: &Path, root: &Path) -> Result<()> {
+pub(super) fn unpack_deb(deb: &Path, root: &Path) -> Result<()> {
     let mut archive = Command::new("dpkg-deb")
         .arg("--fsys-tarfile")
         .arg(deb)

@@ -7,11 +7,13 @@ mod apt;
 mod cpio;
 mod initramfs;
 mod kernel;
+pub mod matrix;
+pub mod module;
+mod outcome;
 pub mod qemu;
 mod session;
 
 use std::collections::VecDeque;
-use std::fmt::Write as _;
 use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -24,9 +26,10 @@ use clap::{Args, ValueEnum};
 
 use self::initramfs::{Contents, Job};
 use self::kernel::{Kernel, Line};
+use self::outcome::{Outcome, Talk, death};
 use self::qemu::{Accelerator, Machine};
 use self::session::{Marker, Piece, Session};
-use crate::libtest::{self, Tally, Test};
+use crate::libtest::{Tally, Test};
 use crate::{process, workspace};
 
 #[derive(Args, Clone)]
@@ -78,6 +81,18 @@ pub struct Arguments {
     pub command: Vec<String>,
 }
 
+impl Default for Arguments {
+    /// As with no argument at all.
+    fn default() -> Self {
+        #[derive(clap::Parser)]
+        struct Alone {
+            #[command(flatten)]
+            arguments: Arguments,
+        }
+        <Alone as clap::Parser>::parse_from(["vm"]).arguments
+    }
+}
+
 #[derive(Clone, Copy, ValueEnum)]
 pub enum Cgroup {
     Auto,
@@ -99,7 +114,7 @@ pub fn main(arguments: &Arguments) -> Result<ExitCode> {
     if arguments.shell || !arguments.command.is_empty() {
         return one_after_the_other(arguments);
     }
-    let tally = run_tests(arguments)?;
+    let tally = run_tests(std::slice::from_ref(arguments), arguments.jobs)?;
     println!("{tally}");
     Ok(if tally.failed > 0 {
         ExitCode::FAILURE
@@ -108,15 +123,33 @@ pub fn main(arguments: &Arguments) -> Result<ExitCode> {
     })
 }
 
-/// Runs the tests on all kernels, prints and writes the reports, and counts.
-pub fn run_tests(arguments: &Arguments) -> Result<Tally> {
-    let bench = Bench::prepare(arguments)?;
-    let queue = Mutex::new(arguments.kernels.iter().collect::<VecDeque<_>>());
+/// Where this machine's apt gets Debian from.
+pub fn mirror_address() -> Result<String> {
+    Ok(apt::Mirror::of_this_machine()?.debian)
+}
+
+/// Runs the tests on all kernels of all `sets`, `jobs` at a time; prints and writes the reports,
+/// and counts.
+pub fn run_tests(sets: &[Arguments], jobs: usize) -> Result<Tally> {
+    let benches: Vec<_> = sets.iter().map(Bench::prepare).collect::<Result<_>>()?;
+    let queue: VecDeque<_> = benches
+        .iter()
+        .flat_map(|bench| {
+            bench
+                .arguments
+                .kernels
+                .iter()
+                .map(move |line| (bench, line))
+        })
+        .collect();
+    let jobs = jobs.clamp(1, queue.len().max(1));
+    let queue = Mutex::new(queue);
     // Looking for and fetching kernels is for one at a time; so is printing.
     let apt = Mutex::new(());
     let total = Mutex::new(Tally::default());
+    let next = || lock(&queue).pop_front();
     let work = || -> Result<()> {
-        while let Some(line) = lock(&queue).pop_front() {
+        while let Some((bench, line)) = next() {
             let kernel = {
                 let _one_at_a_time = lock(&apt);
                 bench.kernel(line)
@@ -138,9 +171,7 @@ pub fn run_tests(arguments: &Arguments) -> Result<Tally> {
         Ok(())
     };
     std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..arguments.jobs.clamp(1, arguments.kernels.len()))
-            .map(|_| scope.spawn(work))
-            .collect();
+        let workers: Vec<_> = (0..jobs).map(|_| scope.spawn(work)).collect();
         workers.into_iter().try_for_each(|worker| {
             worker
                 .join()
@@ -180,22 +211,6 @@ struct Bench<'a> {
     job: Job,
     binary: Option<PathBuf>,
     files: Vec<(PathBuf, String)>,
-}
-
-/// What one machine brought.
-struct Outcome {
-    cgroup: String,
-    notes: Vec<String>,
-    tests: Vec<Test>,
-}
-
-/// What came over the result line of one machine.
-#[derive(Default)]
-struct Talk {
-    ready: Option<(String, String, String, Duration)>,
-    refused: Option<String>,
-    /// Name, output and exit code of each program.
-    programs: Vec<(String, Vec<u8>, Option<i32>)>,
 }
 
 impl<'a> Bench<'a> {
@@ -375,120 +390,6 @@ impl<'a> Bench<'a> {
             console.display()
         ));
         Ok(outcome)
-    }
-}
-
-impl Talk {
-    fn hear(&mut self, piece: Piece, start: Instant) {
-        match piece {
-            Piece::Output(bytes) => {
-                if let Some((_, output, None)) = self.programs.last_mut() {
-                    output.extend(bytes);
-                }
-            }
-            Piece::Marker(Marker::Ready {
-                cgroup,
-                release,
-                uptime_s,
-            }) => self.ready = Some((cgroup, release, uptime_s, start.elapsed())),
-            Piece::Marker(Marker::Refused(why)) => self.refused = Some(why),
-            Piece::Marker(Marker::Begin(name)) => self.programs.push((name, Vec::new(), None)),
-            Piece::Marker(Marker::End(code)) => {
-                if let Some((_, _, exit)) = self.programs.last_mut() {
-                    *exit = Some(code);
-                }
-            }
-        }
-    }
-
-    /// Verdicts on all `expected` programs; `cut` says why the machine was ended, `death` is
-    /// asked why it ended by itself too early.
-    fn outcome(
-        self,
-        expected: &[(String, PathBuf)],
-        cut: Option<String>,
-        death: impl Fn() -> String,
-    ) -> Outcome {
-        let mut notes = Vec::new();
-        let mut tests = Vec::new();
-        let mut cgroup = "boot".to_owned();
-        if let Some((version, release, uptime_s, elapsed)) = self.ready {
-            notes.push(format!(
-                "Linux {release}, cgroup {version}, ready after {:.1} s (kernel's clock {uptime_s} s)",
-                elapsed.as_secs_f64()
-            ));
-            cgroup = version;
-        }
-        let why = || cut.clone().unwrap_or_else(&death);
-        if let Some(refused) = self.refused {
-            tests.push(Test::failed("boot", refused));
-        }
-        for (name, output, exit) in &self.programs {
-            let end = match exit {
-                Some(code) => libtest::End::Exit(*code),
-                None => libtest::End::Cut(why()),
-            };
-            tests.extend(libtest::read(name, &String::from_utf8_lossy(output), &end));
-        }
-        for (name, _) in expected {
-            if !self.programs.iter().any(|(other, _, _)| other == name) {
-                tests.push(Test::failed(name, format!("was not started: {}", why())));
-            }
-        }
-        // All programs ended, but the machine then had to be killed.
-        if let Some(why) = &cut
-            && self.programs.iter().all(|(_, _, exit)| exit.is_some())
-            && !self.programs.is_empty()
-        {
-            tests.push(Test::failed("poweroff", why));
-        }
-        Outcome {
-            cgroup,
-            notes,
-            tests,
-        }
-    }
-}
-
-impl Outcome {
-    fn without_machine(test: Test) -> Self {
-        Self {
-            cgroup: "boot".into(),
-            notes: Vec::new(),
-            tests: vec![test],
-        }
-    }
-
-    fn report(&self, label: &str) -> String {
-        let mut report = String::new();
-        // Writing to a string cannot fail.
-        let mut line = |text: &str| {
-            let _ = writeln!(report, "{text}");
-        };
-        for note in &self.notes {
-            line(&format!("# {label}: {note}"));
-        }
-        for test in &self.tests {
-            line(&format!(
-                "test {label}/{}/{} ... {}",
-                self.cgroup, test.name, test.verdict
-            ));
-            if test.verdict != libtest::Verdict::Passed {
-                for detail in test.detail.lines() {
-                    line(&format!("    {detail}"));
-                }
-            }
-        }
-        line(&format!("# {label}: {}", Tally::of(&self.tests)));
-        report
-    }
-}
-
-/// Why a machine that ended by itself did not finish its work.
-fn death(console: &Path) -> String {
-    match qemu::complaints(console).first() {
-        Some(complaint) => format!("the machine died: {complaint}"),
-        None => "the machine ended before its work did".into(),
     }
 }
 

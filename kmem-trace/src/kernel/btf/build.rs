@@ -67,7 +67,7 @@ impl Builder {
             INT,
             0,
             bytes,
-            &[(u32::from(signed) << 24) | bytes * 8],
+            &[(u32::from(signed) << 24) | (bytes * 8)],
         )
     }
 

@@ -13,7 +13,7 @@
 mod types;
 
 #[cfg(test)]
-mod build;
+pub(crate) mod build;
 #[cfg(test)]
 mod tests;
 
@@ -115,14 +115,14 @@ pub struct KernelBtf {
     btf: Btf,
     path: PathBuf,
     ids: Mutex<HashMap<String, Vec<u32>>>,
-    enum_items: OnceLock<HashMap<String, EnumItem>>,
+    enum_items: OnceLock<HashMap<String, Vec<EnumItem>>>,
 }
 
-/// Value of an enum item that was looked up without naming its enum.
+/// An item and the type id of the enum it is in.
 #[derive(Clone, Copy, Debug)]
-enum EnumItem {
-    One(i64),
-    Differs(i64, i64),
+struct EnumItem {
+    enum_id: u32,
+    value: i64,
 }
 
 impl KernelBtf {
@@ -248,17 +248,7 @@ impl KernelBtf {
     /// [`BtfError::Missing`], [`BtfError::Ambiguous`] if enums disagree about it.
     pub fn enum_value(&self, enum_name: Option<&str>, item: &str) -> Result<i64> {
         let Some(enum_name) = enum_name else {
-            return match self.enum_items()?.get(item) {
-                Some(EnumItem::One(value)) => Ok(*value),
-                Some(EnumItem::Differs(first, second)) => Err(BtfError::Ambiguous {
-                    what: format!("enum item {item}"),
-                    first: first.to_string(),
-                    second: second.to_string(),
-                }),
-                None => Err(missing(format!(
-                    "no enum has an item {item} in this kernel's BTF"
-                ))),
-            };
+            return self.agreed_item(item, |_| true);
         };
         let mut known = false;
         let mut found: Option<i64> = None;
@@ -286,6 +276,41 @@ impl KernelBtf {
             } else {
                 format!("there is no enum {enum_name} in this kernel's BTF")
             })
+        })
+    }
+
+    /// Value of an enum item in an enum that also has `sibling`: how to ask for an anonymous enum
+    /// whose items others have too. The memory controller's `RES_LIMIT` is the one beside
+    /// `RES_SOFT_LIMIT`; the hugetlb controller has another.
+    ///
+    /// # Errors
+    /// As [`KernelBtf::enum_value`].
+    pub fn enum_value_beside(&self, item: &str, sibling: &str) -> Result<i64> {
+        let siblings = self.enum_items()?.get(sibling);
+        self.agreed_item(item, |enum_id| {
+            siblings.is_some_and(|all| all.iter().any(|one| one.enum_id == enum_id))
+        })
+    }
+
+    fn agreed_item(&self, item: &str, accept: impl Fn(u32) -> bool) -> Result<i64> {
+        let mut found: Option<i64> = None;
+        let all = self.enum_items()?.get(item).map_or(&[][..], Vec::as_slice);
+        for one in all.iter().filter(|one| accept(one.enum_id)) {
+            match found {
+                Some(first) if first != one.value => {
+                    return Err(BtfError::Ambiguous {
+                        what: format!("enum item {item}"),
+                        first: first.to_string(),
+                        second: one.value.to_string(),
+                    });
+                }
+                _ => found = Some(one.value),
+            }
+        }
+        found.ok_or_else(|| {
+            missing(format!(
+                "no such enum has an item {item} in this kernel's BTF"
+            ))
         })
     }
 

@@ -41,7 +41,7 @@ fn kernel() -> Builder {
         &[("MEMCG_SOCK", 41), ("MEMCG_KMEM", 45)],
     );
     b.enumeration("", ENUM | FLAG, &[("RES_USAGE", 0), ("RES_NONE", -1)]);
-    b.enumeration("one", ENUM, &[("TWICE", 1)]);
+    b.enumeration("one", ENUM, &[("TWICE", 1), ("BESIDE", 5)]);
     b.enumeration("two", ENUM, &[("TWICE", 2)]);
     b.function(
         "try_charge",
@@ -197,6 +197,20 @@ fn enum_items_are_found_with_and_without_their_enum() {
 }
 
 #[test]
+fn a_sibling_tells_which_of_two_enums_is_meant() {
+    let btf = load(&kernel());
+    assert_eq!(
+        btf.enum_value_beside("TWICE", "BESIDE")
+            .expect("in enum one"),
+        1
+    );
+    assert!(matches!(
+        btf.enum_value_beside("TWICE", "MEMCG_SOCK"),
+        Err(BtfError::Missing { .. })
+    ));
+}
+
+#[test]
 fn a_struct_that_contains_itself_ends_in_an_answer() {
     assert!(load(&kernel()).member("loop", "x").is_err());
 }
@@ -234,6 +248,7 @@ fn ask_everything(btf: &KernelBtf) {
         let _ = btf.enum_value(Some(name), "TWICE");
     }
     let _ = btf.enum_value(None, "TWICE");
+    let _ = btf.enum_value_beside("TWICE", "BESIDE");
 }
 
 proptest! {

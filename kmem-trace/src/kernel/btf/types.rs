@@ -309,23 +309,18 @@ impl KernelBtf {
     }
 
     /// All items of all enums, gathered on first use.
-    pub(super) fn enum_items(&self) -> Result<&HashMap<String, EnumItem>> {
+    pub(super) fn enum_items(&self) -> Result<&HashMap<String, Vec<EnumItem>>> {
         if let Some(items) = self.enum_items.get() {
             return Ok(items);
         }
-        let mut all = HashMap::new();
+        let mut all: HashMap<String, Vec<EnumItem>> = HashMap::new();
         let (_, last) = self.btf.base().type_id_range();
-        for id in 1..=last {
-            for (name, value) in self.items_of(&self.type_of(id)?).unwrap_or_default() {
+        for enum_id in 1..=last {
+            let of = self.type_of(enum_id)?;
+            for (name, value) in self.items_of(&of).unwrap_or_default() {
                 all.entry(name)
-                    .and_modify(|known| {
-                        if let EnumItem::One(first) = *known
-                            && first != value
-                        {
-                            *known = EnumItem::Differs(first, value);
-                        }
-                    })
-                    .or_insert(EnumItem::One(value));
+                    .or_default()
+                    .push(EnumItem { enum_id, value });
             }
         }
         Ok(self.enum_items.get_or_init(|| all))

@@ -1,0 +1,122 @@
+//! The best plan that the kernel takes.
+
+use std::collections::HashMap;
+
+use anyhow::{Result, anyhow, bail};
+use aya::Btf;
+use kmem_trace_ebpf::config::{Config, ROOTS, Root};
+
+use super::Request;
+use crate::hooks::{
+    allowed::cause,
+    attach::{AttachError, Attached, attach},
+    inspect::Inspection,
+    plan::Plan,
+    verify,
+};
+
+/// Attaches the best plan that the kernel takes: a candidate that it refuses is struck out, with
+/// its words as the reason, and the next one tried.
+pub fn attach_best(inspection: &Inspection, request: &Request) -> Result<(Plan, Attached)> {
+    let aya_btf = match &request.btf {
+        Some(file) => Some(
+            Btf::parse_file(file, aya::Endianness::default()).map_err(|error| {
+                anyhow!(
+                    "{}: not usable as type information: {}",
+                    file.display(),
+                    cause(&error)
+                )
+            })?,
+        ),
+        None => Btf::from_sys_fs().ok(),
+    };
+    let mut struck = request.strike.clone();
+    let mut struck_why = HashMap::new();
+    loop {
+        let plan = inspection.plan(
+            request.mount.hierarchy,
+            request.attach,
+            &struck,
+            &struck_why,
+        );
+        let config = constants(&plan, request)?;
+        match attach(
+            &plan,
+            &config,
+            &request.roles,
+            request.sizes,
+            aya_btf.as_ref(),
+            request.log_level,
+        ) {
+            Ok(attached) => return Ok((plan, attached)),
+            Err(AttachError::Refused(refused)) => {
+                log::info!("{}: {}", refused.role, refused.why);
+                let key = (refused.role, refused.candidate);
+                if !struck.insert(key) {
+                    bail!("{}: {}", refused.role, refused.why);
+                }
+                struck_why.insert(key, refused.why);
+            }
+            Err(AttachError::Other(error)) => return Err(error),
+        }
+    }
+}
+
+/// # Errors
+/// Where the plan has nothing that a ledger could go by: one line that says why not.
+pub(super) fn require_ledger(plan: &Plan) -> Result<()> {
+    if plan.has_ledger() {
+        return Ok(());
+    }
+    let why = |role| {
+        plan.role(role)
+            .map(|found| found.why.clone())
+            .unwrap_or_default()
+    };
+    bail!(
+        "no ledger on this kernel: {}; {}; `kmem-trace doctor` shows the whole plan",
+        why("counter.charge"),
+        why("memcg.state")
+    );
+}
+
+/// The plan's constants with this run's roots and switches.
+fn constants(plan: &Plan, request: &Request) -> Result<Config> {
+    let mut config = plan.config;
+    if request.targets.len() > ROOTS {
+        bail!(
+            "{} cgroups to trace, at most {ROOTS} at a time: trace a common parent, or start a second kmem-trace",
+            request.targets.len()
+        );
+    }
+    for (place, target) in config.roots.iter_mut().zip(&request.targets) {
+        *place = Root {
+            id: target.id,
+            level: target.level,
+            reserved: 0,
+        };
+    }
+    config.roots_len = request.targets.len() as u32;
+    let wanted = |role: &str| u32::from(request.roles.contains(role));
+    if let Some(number) = request.mount.number() {
+        config.hierarchy_id = number;
+    }
+    config.stream_counters = 1;
+    config.stream_user_charges = wanted("charge.user");
+    config.stream_state = wanted("memcg.state");
+    config.stream_slab =
+        u32::from(request.roles.contains("slab.alloc") || request.roles.contains("slab.free"));
+    config.stream_limits = 1;
+    config.own_cgroup = verify::own_cgroup(&request.mount);
+    config.wake_bytes = request.sizes.ring_bytes / 4;
+    Ok(config)
+}
+
+/// Before 5.11 maps are charged to RLIMIT_MEMLOCK. Where it cannot be raised, the kernel's refusal
+/// of a map says so later.
+pub fn raise_memlock() {
+    use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
+    if let Err(error) = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY) {
+        log::debug!("RLIMIT_MEMLOCK cannot be raised: {error}");
+    }
+}

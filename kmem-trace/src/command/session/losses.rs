@@ -1,0 +1,104 @@
+//! What is in no total, and what this kernel cannot say.
+
+use anyhow::Result;
+use aya::util::online_cpus;
+use kmem_trace_ebpf::totals::{
+    COUNTERS, LOST_DEPTH, LOST_MAP_FULL, LOST_PAGES, LOST_RING, LOST_UNREAD,
+};
+
+use super::Session;
+use crate::{
+    hooks::accounting,
+    kernel::cgroupfs::{self, CgroupDir},
+    reconcile::{report::Lost, usage::STOCK_PAGES},
+};
+
+impl Session {
+    pub(super) fn limits(&self, lost: &Lost) -> Vec<String> {
+        let mut limits = Vec::new();
+        if lost.ring > 0 {
+            limits.push("records were lost: --events shows fewer than there were (use --ring to make the ring larger)".to_owned());
+        }
+        if lost.map_full > 0 {
+            limits.push("totals are lower bounds: charges were seen that could not be counted (use --max-cgroups)".to_owned());
+        }
+        if !self.counts_skips() {
+            limits.push("this kernel does not count probe runs that it skips: lost.skipped is a lower bound".to_owned());
+        }
+        limits
+    }
+
+    /// Whether the kernel counts skipped kprobe runs: it does since it can tell them per link.
+    pub(super) fn counts_skips(&self) -> bool {
+        self.inspection.btf.as_ref().is_ok_and(|btf| {
+            btf.member("bpf_link_info", "perf_event.kprobe.missed")
+                .is_ok()
+        })
+    }
+
+    /// Pages that per-CPU stocks can hold: online CPUs × cgroups cached per CPU × batch. How many
+    /// cgroups a CPU caches, `struct memcg_stock_pcp` says (`cached` is an array since 6.16).
+    pub(super) fn stock_pages(&self) -> u64 {
+        let cpus = online_cpus().map_or(1, |cpus| cpus.len()) as u64;
+        cpus * accounting::cached_per_cpu(self.inspection.btf.as_ref().ok()) * STOCK_PAGES
+    }
+
+    fn tally(&self, which: u32) -> u64 {
+        self.attached
+            .tally
+            .get(&which, 0)
+            .map_or(0, |per_cpu| per_cpu.iter().sum())
+    }
+
+    /// What was lost so far.
+    pub fn lost(&mut self) -> Lost {
+        Lost {
+            ring: self.tally(LOST_RING),
+            map_full: self.tally(LOST_MAP_FULL) + self.tally(LOST_UNREAD) + self.tally(LOST_DEPTH),
+            skipped: self.attached.skipped(),
+        }
+    }
+
+    /// Pages that are in no total, at most.
+    pub(super) fn lost_pages(&mut self, lost: &Lost) -> Result<u64> {
+        let reading = self.reading()?;
+        let largest = reading
+            .values()
+            .map(|totals| totals.largest)
+            .max()
+            .unwrap_or(0);
+        let mut pages = self.tally(LOST_PAGES) + lost.skipped * largest.max(STOCK_PAGES);
+        if !self.plan.exact {
+            // Cgroups made and gone before their directory could be looked at: ours or not, nobody
+            // can tell, so what they still hold may be missing from the ledger.
+            let nameless = |session: &Self| -> Vec<u64> {
+                reading
+                    .keys()
+                    .filter(|id| session.tree.get(**id).is_none())
+                    .filter(|id| !session.unnamed_at_start.contains(*id))
+                    .copied()
+                    .collect()
+            };
+            if !nameless(self).is_empty() {
+                self.look_elsewhere();
+            }
+            for id in nameless(self) {
+                let totals = &reading[&id];
+                for slot in COUNTERS..totals.charged.len() {
+                    pages += totals.charged[slot].abs_diff(totals.uncharged[slot]);
+                }
+            }
+        }
+        Ok(pages)
+    }
+
+    /// Names the cgroups outside the traced subtrees too.
+    fn look_elsewhere(&mut self) {
+        let Ok(top) = CgroupDir::top(&self.request.mount) else {
+            return;
+        };
+        for dir in cgroupfs::walk(&top) {
+            self.tree.see(dir.id, &dir.path_in_hierarchy);
+        }
+    }
+}

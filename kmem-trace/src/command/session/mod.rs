@@ -1,0 +1,299 @@
+//! A trace under way: programs attached, ledger kept, reports made. Owns the kernel side of a
+//! run; what is printed, and when it ends, is the caller's.
+//!
+//! - [`attaching`]: the best plan that the kernel takes.
+//! - [`reading`]: totals and files read around each other, and the bases taken from them.
+//! - [`reporting`]: readings → reports.
+//! - [`losses`]: what is in no total, and what this kernel cannot say.
+
+pub mod attaching;
+mod losses;
+mod reading;
+mod reporting;
+
+pub use reading::page_bytes;
+
+use std::{
+    collections::{HashMap, HashSet},
+    ffi::OsStr,
+    os::unix::ffi::OsStrExt as _,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail};
+use kmem_trace_ebpf::record::{CgroupRecord, OP_MKDIR, OP_RELEASE, OP_RENAME, OP_RMDIR};
+
+use crate::{
+    hooks::{
+        attach::{Attached, Sizes},
+        inspect::Inspection,
+        limits::{self, Accounting, Unit},
+        plan::{AttachMode, Plan, Struck},
+    },
+    kernel::{
+        cgroupfs::{self, CgroupDir, Hierarchy, MemoryMount},
+        proc,
+    },
+    ledger::{book::Streamed, tree::Tree},
+    reconcile::{
+        limit,
+        report::{SelfCost, StreamCheck},
+        usage::Base,
+    },
+    stream::{
+        decode::{Record, text},
+        ring::Ring,
+    },
+};
+
+/// What a session is asked for.
+#[derive(Clone, Debug)]
+pub struct Request {
+    pub targets: Vec<CgroupDir>,
+    pub mount: MemoryMount,
+    pub attach: AttachMode,
+    pub btf: Option<PathBuf>,
+    /// Roles asked for by `--events`.
+    pub roles: HashSet<String>,
+    pub sizes: Sizes,
+    /// Levels below each target that are reported on.
+    pub depth: u32,
+    /// aya-log's level: 0 off … 5 trace.
+    pub log_level: u8,
+    pub strike: Struck,
+}
+/// Longer than any page counter call takes: after it, none is under way that began before.
+const SETTLE: Duration = Duration::from_millis(20);
+
+/// A running trace.
+pub struct Session {
+    pub plan: Plan,
+    pub inspection: Inspection,
+    pub hierarchy: Hierarchy,
+    pub tree: Tree,
+    pub streamed: Streamed,
+    request: Request,
+    attached: Attached,
+    started: Instant,
+    /// Bases of the cgroups that were there at attach, by counter.
+    bases: HashMap<(u64, &'static str), Base>,
+    /// Cgroups seen in totals that no directory and no event ever named.
+    reported: Vec<CgroupDir>,
+    /// Last figures of cgroups that went away while they were reported on.
+    page_bytes: u64,
+    /// What all limit writes of this kernel are explained with.
+    limits_here: limit::Kernel,
+    unnamed_at_start: HashSet<u64>,
+    dirty: bool,
+}
+impl Session {
+    /// Plans, attaches and takes the base of each cgroup.
+    ///
+    /// # Errors
+    /// Where this kernel gives a ledger nothing to go by, or refuses what the plan needs.
+    pub async fn start(request: Request) -> Result<Self> {
+        let inspection = Inspection::read(request.btf.as_deref());
+        // A file that was asked for is used or refused, never passed over.
+        if let (Some(_), Err(why)) = (&request.btf, &inspection.btf) {
+            bail!("{why}");
+        }
+        if let Err(why) = &inspection.allowed.bpf {
+            bail!("cannot use BPF: {why}; run as root, or see `kmem-trace doctor`");
+        }
+        attaching::raise_memlock();
+        let (plan, attached) = attaching::attach_best(&inspection, &request)?;
+        attaching::require_ledger(&plan)?;
+        tokio::time::sleep(SETTLE).await;
+        let page_bytes = reading::page_bytes();
+        let btf = inspection.btf.as_ref().ok();
+        let limits_here = limit::Kernel {
+            is_v1: request.mount.hierarchy == Hierarchy::V1,
+            unit: btf.map_or(Unit::Pages, limits::unit),
+            page_bytes,
+            accounting: btf.map_or(Accounting::Unknown, limits::accounting),
+            is_root: false,
+        };
+        let mut session = Self {
+            hierarchy: request.mount.hierarchy,
+            plan,
+            inspection,
+            tree: Tree::default(),
+            streamed: Streamed::default(),
+            attached,
+            started: Instant::now(),
+            bases: HashMap::new(),
+            reported: Vec::new(),
+            page_bytes,
+            limits_here,
+            unnamed_at_start: HashSet::new(),
+            dirty: false,
+            request,
+        };
+        session.look_around();
+        session.take_bases().await?;
+        Ok(session)
+    }
+
+    pub fn ring(&mut self) -> Result<Ring> {
+        let ring = self
+            .attached
+            .ring
+            .take()
+            .context("the ring was taken already")?;
+        Ring::new(ring).context("cannot watch the ring buffer")
+    }
+
+    pub fn attached(&mut self) -> &mut Attached {
+        &mut self.attached
+    }
+
+    pub fn elapsed(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// What this mode cannot see, in plain words.
+    pub fn blind_spots(&self) -> Vec<String> {
+        let mut spots = Vec::new();
+        if !self.plan.exact {
+            let why = self
+                .inspection
+                .allowed
+                .reads
+                .as_ref()
+                .err()
+                .cloned()
+                .unwrap_or_else(|| {
+                    self.plan
+                        .role("counter.charge")
+                        .map(|role| role.why.clone())
+                        .unwrap_or_default()
+                });
+            spots.push(format!(
+                "single charges and uncharges ({why}); the ledger follows memory.stat items, and pages in per-CPU stocks are within the bound"
+            ));
+            spots.push("who is refused a charge, and writes to limit files".to_owned());
+        } else {
+            for name in ["charge.user", "limit.write"] {
+                if let Some(role) = self.plan.role(name).filter(|role| role.choice.is_none()) {
+                    spots.push(format!("{name}: {}", role.why));
+                }
+            }
+        }
+        if let Some(role) = self
+            .plan
+            .role("cgroup.lifecycle")
+            .filter(|role| role.choice.is_none())
+        {
+            spots.push(format!("cgroup.lifecycle: {}", role.why));
+        }
+        spots
+    }
+
+    /// What explains a limit write to that cgroup.
+    pub fn limit_facts(&self, cgroup_id: u64) -> limit::Kernel {
+        let is_root = |dir: &CgroupDir| dir.level == 0 && dir.id == cgroup_id;
+        limit::Kernel {
+            is_root: self.request.targets.iter().any(is_root),
+            ..self.limits_here
+        }
+    }
+
+    /// Applies one streamed record.
+    pub fn apply(&mut self, record: &Record<'_>) {
+        match record {
+            Record::Counter(counter) => self.streamed.apply(counter),
+            Record::Cgroup(cgroup) => self.apply_cgroup(cgroup),
+            _ => {}
+        }
+    }
+
+    fn apply_cgroup(&mut self, record: &CgroupRecord) {
+        let path = text(&record.path);
+        let path = (!path.is_empty()).then(|| Path::new(OsStr::from_bytes(path)));
+        match record.op {
+            OP_MKDIR => match path {
+                Some(path) => self.tree.see(record.cgroup_id, path),
+                // Under lockdown the name is not readable: the directory tells it, if looked at soon.
+                None => self.dirty = true,
+            },
+            OP_RMDIR => self.tree.removed(record.cgroup_id, path),
+            OP_RELEASE => self.tree.released(record.cgroup_id, path),
+            OP_RENAME => match path {
+                Some(path) => self.tree.renamed(record.cgroup_id, path),
+                None => self.dirty = true,
+            },
+            _ => {}
+        }
+    }
+
+    /// Looks at the directories again where an event said that there are new ones.
+    pub fn look_if_needed(&mut self) {
+        if self.dirty {
+            self.look_around();
+        }
+    }
+
+    fn look_around(&mut self) {
+        self.dirty = false;
+        let mut reported = Vec::new();
+        for target in self.request.targets.clone() {
+            for dir in cgroupfs::walk(&target) {
+                self.tree.see(dir.id, &dir.path_in_hierarchy);
+                if dir.level <= target.level + self.request.depth
+                    && !reported.iter().any(|known: &CgroupDir| known.id == dir.id)
+                {
+                    reported.push(dir);
+                }
+            }
+        }
+        // A target that was removed is still reported on, from the ledger's side alone.
+        for known in self.reported.drain(..) {
+            if !reported.iter().any(|dir| dir.id == known.id)
+                && self
+                    .request
+                    .targets
+                    .iter()
+                    .any(|target| target.id == known.id)
+            {
+                reported.push(known);
+            }
+        }
+        self.reported = reported;
+    }
+
+    /// Takes the programs off. The maps stay as they are, for the last comparison.
+    pub async fn detach(&mut self) {
+        self.attached.detach();
+        tokio::time::sleep(SETTLE).await;
+    }
+
+    /// After [`Self::detach`] and with the ring drained: do records and totals say the same?
+    pub fn stream_check(&mut self) -> Result<Option<StreamCheck>> {
+        if !self.plan.exact {
+            return Ok(None);
+        }
+        let reading = self.reading()?;
+        let differences = self.streamed.differences(&reading);
+        for (id, slot, streamed, total) in differences.iter().take(10) {
+            log::debug!("cgroup {id} slot {slot}: streamed {streamed} pages, totals {total}");
+        }
+        Ok(Some(StreamCheck {
+            records: self.streamed.records,
+            differences: differences.len(),
+            agrees: differences.is_empty(),
+        }))
+    }
+
+    /// What the tracer costs so far.
+    pub fn own_cost(&mut self) -> SelfCost {
+        let (bpf_run_ns, bpf_runs) = self.attached.run_time().unzip();
+        let own = proc::own_cost().unwrap_or_default();
+        SelfCost {
+            bpf_run_ns,
+            bpf_runs,
+            cpu_s: own.cpu_s,
+            rss_bytes: own.rss_bytes,
+        }
+    }
+}

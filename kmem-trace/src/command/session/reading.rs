@@ -1,0 +1,205 @@
+//! The kernel-side totals and the kernel's files, read around each other.
+
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result};
+use kmem_trace_ebpf::totals::{
+    SLOT_KMEM, SLOT_MEMORY, SLOT_STAT_ANON, SLOT_STAT_FILE, SLOT_STAT_KMEM, SLOT_STAT_SOCK,
+    SLOT_SWAP, SLOT_TCPMEM, Totals,
+};
+
+use super::Session;
+use crate::{
+    kernel::cgroupfs::{self, CounterValues, Hierarchy},
+    ledger::book::{Moved, Reading, moved},
+    reconcile::usage::{Base, Bracket},
+};
+
+/// The kernel's files of a page counter, and the slots of the ledger that mirror it.
+pub(super) struct CounterFile {
+    pub(super) name: &'static str,
+    value: fn(&CounterValues) -> Option<u64>,
+    pub(super) slots: &'static [usize],
+}
+
+const COUNTER_SLOTS: [CounterFile; 3] = [
+    CounterFile {
+        name: "kmem",
+        value: |values| values.kmem,
+        slots: &[SLOT_KMEM],
+    },
+    CounterFile {
+        name: "swap",
+        value: |values| values.memsw.or(values.swap),
+        slots: &[SLOT_SWAP],
+    },
+    CounterFile {
+        name: "tcpmem",
+        value: |values| values.tcpmem,
+        slots: &[SLOT_TCPMEM],
+    },
+];
+
+/// Without page counters only kernel memory has items that follow its counter page for page.
+const COUNTER_ITEMS: [CounterFile; 1] = [CounterFile {
+    name: "kmem",
+    value: |values| values.kmem,
+    slots: &[SLOT_STAT_KMEM],
+}];
+
+const MEMORY_SLOTS: &[usize] = &[SLOT_MEMORY];
+const MEMORY_ITEMS: &[usize] = &[
+    SLOT_STAT_ANON,
+    SLOT_STAT_FILE,
+    SLOT_STAT_KMEM,
+    SLOT_STAT_SOCK,
+];
+
+/// Readings from which a base is chosen.
+const BASE_READINGS: usize = 5;
+/// A cgroup and one of its counters.
+pub(super) type Key = (u64, &'static str);
+
+impl Session {
+    /// The kernel-side totals of every cgroup, summed over CPUs.
+    pub(super) fn reading(&mut self) -> Result<Reading> {
+        let mut reading = Reading::new();
+        for entry in self.attached.totals.iter() {
+            let (id, per_cpu) = entry.context("cannot read the totals")?;
+            let mut sum = Totals::default();
+            for one in per_cpu.iter() {
+                for slot in 0..sum.charged.len() {
+                    sum.charged[slot] = sum.charged[slot].wrapping_add(one.charged[slot]);
+                    sum.uncharged[slot] = sum.uncharged[slot].wrapping_add(one.uncharged[slot]);
+                }
+                sum.user_charges += one.user_charges;
+                sum.user_refusals += one.user_refusals;
+                sum.largest = sum.largest.max(one.largest);
+            }
+            reading.insert(id, sum);
+        }
+        Ok(reading)
+    }
+
+    /// Takes over what the programs wrote down of who is charged with whom.
+    fn learn_ancestry(&mut self) {
+        for (id, ancestry) in self.attached.ancestry.iter().flatten() {
+            self.tree.charged_with(id, ancestry.parent_id);
+        }
+    }
+
+    pub(super) fn moved(&mut self, ids: &HashSet<u64>) -> Result<HashMap<u64, Moved>> {
+        let reading = self.reading()?;
+        self.learn_ancestry();
+        Ok(moved(&reading, &self.tree, ids))
+    }
+
+    pub(super) fn ids(&self) -> HashSet<u64> {
+        self.reported.iter().map(|dir| dir.id).collect()
+    }
+
+    pub(super) async fn take_bases(&mut self) -> Result<()> {
+        let ids = self.ids();
+        let mut brackets: HashMap<Key, Vec<Bracket>> = HashMap::new();
+        for round in 0..BASE_READINGS {
+            if round > 0 {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+            for (key, bracket) in self.brackets(&ids)? {
+                brackets.entry(key).or_default().push(bracket);
+            }
+        }
+        for (key, readings) in brackets {
+            let slots = self.slots(key.1);
+            if let Some(base) = Base::from_brackets(&readings, slots, self.page_bytes) {
+                self.bases.insert(key, base);
+            }
+        }
+        if !self.plan.exact {
+            let reading = self.reading()?;
+            self.unnamed_at_start = reading
+                .keys()
+                .filter(|id| self.tree.get(**id).is_none())
+                .copied()
+                .collect();
+        }
+        Ok(())
+    }
+
+    /// One bracket a cgroup and counter: totals, files, totals.
+    pub(super) fn brackets(&mut self, ids: &HashSet<u64>) -> Result<Vec<(Key, Bracket)>> {
+        let before = self.moved(ids)?;
+        let mut files = Vec::new();
+        for dir in &self.reported {
+            if let Ok(values) = cgroupfs::counters(&dir.dir, self.hierarchy) {
+                files.push((dir.id, values));
+            }
+        }
+        let after = self.moved(ids)?;
+        let mut brackets = Vec::new();
+        for (id, values) in files {
+            let (Some(before), Some(after)) = (before.get(&id), after.get(&id)) else {
+                continue;
+            };
+            let mut add = |name, bytes| {
+                brackets.push((
+                    (id, name),
+                    Bracket {
+                        before: *before,
+                        file_bytes: bytes,
+                        after: *after,
+                    },
+                ));
+            };
+            add("memory", values.memory);
+            for counter in self.counter_files() {
+                if let Some(bytes) = (counter.value)(&values) {
+                    add(counter.name, bytes);
+                }
+            }
+        }
+        Ok(brackets)
+    }
+
+    pub(super) fn counter_files(&self) -> &'static [CounterFile] {
+        if self.plan.exact {
+            &COUNTER_SLOTS
+        } else {
+            &COUNTER_ITEMS
+        }
+    }
+
+    pub(super) fn slots(&self, counter: &str) -> &'static [usize] {
+        if counter == "memory" {
+            return if self.plan.exact {
+                MEMORY_SLOTS
+            } else {
+                MEMORY_ITEMS
+            };
+        }
+        self.counter_files()
+            .iter()
+            .find(|file| file.name == counter)
+            .map_or(&[], |file| file.slots)
+    }
+
+    /// A counter's name as users of this hierarchy know it.
+    pub(super) fn counter_name(&self, name: &'static str) -> &'static str {
+        match (name, self.hierarchy) {
+            ("swap", Hierarchy::V1) => "memsw",
+            _ => name,
+        }
+    }
+}
+
+/// Bytes of a page of this machine.
+pub fn page_bytes() -> u64 {
+    nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE)
+        .ok()
+        .flatten()
+        .and_then(|bytes| u64::try_from(bytes).ok())
+        .unwrap_or(4096)
+}

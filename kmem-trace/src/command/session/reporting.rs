@@ -1,0 +1,159 @@
+//! Readings → reports.
+
+use std::collections::HashMap;
+
+use anyhow::Result;
+use aya::util::online_cpus;
+
+use super::{Session, reading::Key};
+use crate::{
+    kernel::cgroupfs::{self, CgroupDir, Hierarchy},
+    ledger::tree::Life,
+    reconcile::{
+        breakdown,
+        report::{BoundTerms, CounterReport, Lost, Report},
+        usage::{Bracket, Source, Terms, reconcile},
+    },
+    view::name,
+};
+
+/// A report is read again, at most so often, when something moved while it was read.
+const REPORT_READINGS: usize = 3;
+/// Longer than any page counter call takes: after it, none is under way that began before.
+impl Session {
+    /// Reports on every cgroup that is reported on, parents first.
+    ///
+    /// # Errors
+    /// Where the maps cannot be read.
+    pub fn reports(&mut self) -> Result<Vec<Report>> {
+        self.look_around();
+        let ids = self.ids();
+        let mut best = self.brackets(&ids)?;
+        for _ in 1..REPORT_READINGS {
+            if self.skew(&best) == 0 {
+                break;
+            }
+            let again = self.brackets(&ids)?;
+            if again.len() >= best.len() && self.skew(&again) < self.skew(&best) {
+                best = again;
+            }
+        }
+        let brackets: HashMap<_, _> = best.into_iter().collect();
+        let lost = self.lost();
+        let lost_pages = self.lost_pages(&lost)?;
+        let mut reports = Vec::new();
+        for dir in self.reported.clone() {
+            let Some(bracket) = brackets.get(&(dir.id, "memory")) else {
+                continue;
+            };
+            reports.push(self.report(&dir, bracket, &brackets, lost, lost_pages));
+        }
+        Ok(reports)
+    }
+
+    /// Pages that moved while the files were read, over all brackets.
+    fn skew(&self, brackets: &[(Key, Bracket)]) -> u64 {
+        brackets
+            .iter()
+            .map(|((_, name), bracket)| bracket.skew_pages(self.slots(name)))
+            .sum()
+    }
+
+    fn report(
+        &self,
+        dir: &CgroupDir,
+        bracket: &Bracket,
+        brackets: &HashMap<Key, Bracket>,
+        lost: Lost,
+        lost_pages: u64,
+    ) -> Report {
+        let now = &bracket.after;
+        let terms = Terms {
+            page_bytes: self.page_bytes,
+            online_cpus: online_cpus().map_or(1, |cpus| cpus.len()) as u64,
+            source: if self.plan.exact {
+                Source::Counters
+            } else {
+                Source::Items {
+                    stock_pages: self.stock_pages(),
+                }
+            },
+            largest_pages: now.largest,
+            lost_pages,
+        };
+        let base = |name| self.bases.get(&(dir.id, name)).copied().unwrap_or_default();
+        let slots = self.slots("memory");
+        let usage = reconcile(bracket, &base("memory"), slots, &terms);
+        let counters: Vec<CounterReport> = self
+            .counter_files()
+            .iter()
+            .filter_map(|file| {
+                let bracket = brackets.get(&(dir.id, file.name))?;
+                // These items follow their counter page for page: no stock between them.
+                let terms = Terms {
+                    source: Source::Counters,
+                    ..terms
+                };
+                let found = reconcile(bracket, &base(file.name), file.slots, &terms);
+                Some(CounterReport::new(self.counter_name(file.name), &found))
+            })
+            .collect();
+        let kmem_bytes = brackets
+            .get(&(dir.id, "kmem"))
+            .map(|bracket| bracket.file_bytes);
+        let stat = cgroupfs::stat(&dir.dir).unwrap_or_default();
+        let parts = match self.hierarchy {
+            Hierarchy::V1 => breakdown::v1(&stat, kmem_bytes, usage.kernel_bytes),
+            Hierarchy::V2 => breakdown::v2(&stat, usage.kernel_bytes),
+        };
+        let page = self.page_bytes;
+        let net_bytes = slots.iter().map(|slot| now.net[*slot]).sum::<i64>() * page.cast_signed();
+        let gross_bytes = slots.iter().map(|slot| now.gross[*slot]).sum::<u64>() * page;
+        let (mut living, mut dead) = (0, 0);
+        for (id, node) in self.tree.subtree(dir.id) {
+            match node.life {
+                _ if id == dir.id => {}
+                Life::Living => living += 1,
+                _ => dead += 1,
+            }
+        }
+        let sees_users = self
+            .plan
+            .role("charge.user")
+            .is_some_and(|role| role.choice.is_some());
+        let streams = self.plan.exact;
+        let streamed_pages: i64 = slots
+            .iter()
+            .map(|slot| self.streamed.net(&self.tree, dir.id)[*slot])
+            .sum();
+        Report {
+            elapsed_s: self.elapsed().as_secs_f64(),
+            cgroup: name::path(dir.path_in_hierarchy.as_os_str()),
+            cgroup_id: dir.id,
+            descendants: living,
+            dead_descendants: dead,
+            usage_bytes: usage.kernel_bytes,
+            ledger_bytes: usage.ledger_bytes,
+            residual_bytes: usage.residual_bytes,
+            bound_bytes: usage.bound.total_bytes(),
+            bound_terms: BoundTerms {
+                skew: usage.bound.skew_bytes,
+                in_flight: usage.bound.in_flight_bytes,
+                stock: usage.bound.stock_bytes,
+                base: usage.bound.base_bytes,
+                lost: usage.bound.lost_bytes,
+            },
+            kmem_bytes: kmem_bytes.or(parts.kernel),
+            counters,
+            breakdown: parts,
+            charged_bytes: gross_bytes.wrapping_add_signed(net_bytes) / 2,
+            uncharged_bytes: gross_bytes.wrapping_add_signed(-net_bytes) / 2,
+            user_charges: sees_users.then_some(now.user_charges),
+            user_refusals: sees_users.then_some(now.user_refusals),
+            streamed_bytes: streams.then_some(streamed_pages * page.cast_signed()),
+            totals_bytes: net_bytes,
+            lost,
+            limits: self.limits(&lost),
+        }
+    }
+}

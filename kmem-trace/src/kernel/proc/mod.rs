@@ -1,0 +1,12 @@
+//! What `/proc` and its neighbours say about the node, a process and ourselves: memory and slab
+//! totals, CPUs, the boot command line, names. Files of cgroups are in `cgroupfs`.
+
+pub mod cpus;
+pub mod meminfo;
+pub mod own;
+pub mod slabinfo;
+pub mod system;
+
+pub use meminfo::{NodeMemory, node as meminfo};
+pub use own::{OwnCost, own_cost};
+pub use system::release;

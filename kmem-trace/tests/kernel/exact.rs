@@ -1,0 +1,150 @@
+//! Is the ledger the kernel's own figure, while a load comes, stays and goes?
+
+use std::{thread, time::Duration};
+
+use crate::support::{
+    cgroup::{self, Cgroup},
+    lines::{self, number},
+    load, machine,
+    tracer::Tracer,
+};
+
+const MIB: i64 = 1 << 20;
+/// Frees that wait for an RCU grace period have happened by then.
+const QUIET: Duration = Duration::from_secs(2);
+
+#[test]
+fn by_kprobe_every_byte_of_a_load_is_in_the_ledger() {
+    every_byte_is_in_the_ledger("kprobe");
+}
+
+#[test]
+fn by_fentry_every_byte_of_a_load_is_in_the_ledger() {
+    every_byte_is_in_the_ledger("fentry");
+}
+
+fn every_byte_is_in_the_ledger(mechanism: &str) {
+    if !machine::is_vm() || !machine::needs_exact() {
+        return;
+    }
+    let parent = Cgroup::top("test-docker-memory");
+    let child = parent.child("child");
+    let both = [&parent.name, &child.name];
+    let tracer = Tracer::start(&format!(
+        "-c test-docker-memory -c test-docker-memory/child -i 20ms --attach {mechanism}"
+    ));
+    assert_eq!(tracer.plan()["mode"], "exact");
+    for role in ["counter.charge", "counter.uncharge"] {
+        assert_eq!(tracer.role(role)["mechanism"], mechanism);
+        assert_eq!(tracer.role(role)["status"], "exact");
+    }
+    let before = both.map(|name| tracer.next_report(name));
+
+    let held = load::start(&child, "netns tcp=500 anon=50M file=50M");
+    thread::sleep(QUIET);
+    for (name, before) in both.into_iter().zip(&before) {
+        let report = tracer.next_report(name);
+        lines::assert_exact(&report);
+        lines::assert_nothing_lost(&report);
+        let grown = number(&report, "usage_bytes") - number(before, "usage_bytes");
+        assert!(grown > 100 * MIB, "the load shows as {grown} bytes only");
+        assert!(number(&report, "charged_bytes") > 100 * MIB, "{report}");
+        assert!(number(&report, "kmem_bytes") > MIB, "{report}");
+        let counters = report["counters"].as_array().expect("a list");
+        let has = |name: &str| counters.iter().any(|counter| counter["counter"] == name);
+        assert_eq!(has("kmem"), cgroup::is_v1(), "{report}");
+    }
+
+    held.end();
+    thread::sleep(QUIET);
+    for (name, before) in both.into_iter().zip(&before) {
+        let report = tracer.next_report(name);
+        lines::assert_exact(&report);
+        let left = number(&report, "usage_bytes") - number(before, "usage_bytes");
+        assert!(left < 10 * MIB, "{left} bytes stay after the load");
+    }
+
+    let ended = tracer.end();
+    let summary = ended.assert_fine();
+    lines::assert_exact(summary);
+    lines::assert_nothing_lost(summary);
+    assert_eq!(summary["stream"]["agrees"], true, "{summary}");
+    assert!(number(&summary["stream"], "records") > 1000, "{summary}");
+    assert_eq!(number(&summary["stream"], "differences"), 0, "{summary}");
+
+    let mut on_the_way = 0;
+    for report in lines::of_type(&ended.lines, "report") {
+        lines::assert_holds(report);
+        on_the_way += i64::from(number(&report["bound_terms"], "skew") > 0);
+    }
+    assert!(on_the_way > 0, "no report fell into the load");
+}
+
+/// An interrupt that frees charged memory while a program runs on its CPU is not seen where the
+/// kernel does not let programs nest. What that hides has to stay within the bound, and where the
+/// kernel counts it, the count is all there is to explain.
+#[test]
+fn a_storm_of_loads_stays_within_the_bound() {
+    if !machine::is_vm() || !machine::needs_exact() {
+        return;
+    }
+    let parent = Cgroup::top("test-storm");
+    let tracer = Tracer::start("-c test-storm -i 50ms");
+    for _ in 0..4 {
+        load::pass(&parent, "netns tcp=500 anon=50M file=50M forks=200");
+    }
+    thread::sleep(QUIET);
+    let report = tracer.next_report(&parent.name);
+    assert!(number(&report, "charged_bytes") > 400 * MIB, "{report}");
+    println!("{report}");
+    let ended = tracer.end();
+    let summary = ended.assert_fine();
+    assert_eq!(summary["stream"]["agrees"], true, "{summary}");
+    let limits = summary["limits"].to_string();
+    if number(&summary["lost"], "skipped") == 0 && !limits.contains("skips") {
+        lines::assert_exact(summary);
+    }
+    lines::of_type(&ended.lines, "report").for_each(lines::assert_holds);
+}
+
+#[test]
+fn a_ring_of_one_page_loses_records_and_no_byte() {
+    if !machine::is_vm() || !machine::needs_exact() {
+        return;
+    }
+    let parent = Cgroup::top("test-small-ring");
+    let tracer = Tracer::start("-c test-small-ring -i 50ms --ring 4");
+    let held = load::start(&parent, "netns tcp=500 anon=100M");
+    thread::sleep(QUIET);
+    let report = tracer.next_report(&parent.name);
+    assert!(number(&report["lost"], "ring") > 0, "{report}");
+    assert!(number(&report, "usage_bytes") > 100 * MIB, "{report}");
+    lines::assert_exact(&report);
+    assert_ne!(report["streamed_bytes"], report["totals_bytes"], "{report}");
+    held.end();
+    let ended = tracer.end();
+    let summary = ended.assert_fine();
+    assert_eq!(summary["stream"]["agrees"], false, "{summary}");
+    lines::of_type(&ended.lines, "report").for_each(lines::assert_holds);
+}
+
+#[test]
+fn two_traces_at_a_time_are_both_exact() {
+    if !machine::is_vm() || !machine::needs_exact() {
+        return;
+    }
+    let parent = Cgroup::top("test-twice");
+    let tracers = [(); 2].map(|()| Tracer::start("-c test-twice -i 50ms"));
+    let held = load::start(&parent, "anon=60M pipes=200");
+    thread::sleep(QUIET);
+    for tracer in &tracers {
+        let report = tracer.next_report(&parent.name);
+        lines::assert_exact(&report);
+        assert!(number(&report, "charged_bytes") > 60 * MIB, "{report}");
+    }
+    held.end();
+    for tracer in tracers {
+        let ended = tracer.end();
+        assert_eq!(ended.assert_fine()["stream"]["agrees"], true);
+    }
+}

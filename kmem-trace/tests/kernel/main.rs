@@ -1,0 +1,8 @@
+//! Does the program keep its word on a real kernel? Runs as root inside a machine of
+//! `cargo xtask vm`, drives the program from outside and reads its JSON Lines; elsewhere every
+//! test says why it does nothing.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod exact;

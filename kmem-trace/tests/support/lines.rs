@@ -1,0 +1,112 @@
+//! JSON Lines as the program prints them, and the keys that others may rely on.
+
+use serde_json::Value;
+
+pub fn is(line: &Value, kind: &str) -> bool {
+    line["type"] == kind
+}
+
+pub fn of_type<'a>(lines: &'a [Value], kind: &'a str) -> impl Iterator<Item = &'a Value> {
+    lines.iter().filter(move |line| is(line, kind))
+}
+
+/// Reports on one cgroup.
+pub fn reports<'a>(lines: &'a [Value], cgroup: &'a str) -> impl Iterator<Item = &'a Value> {
+    of_type(lines, "report").filter(move |line| line["cgroup"] == cgroup)
+}
+
+/// A number that has to be there.
+#[track_caller]
+pub fn number(line: &Value, key: &str) -> i64 {
+    line[key]
+        .as_i64()
+        .unwrap_or_else(|| panic!("no number {key} in {line}"))
+}
+
+/// Each residual of a report, with its bound: that of the usage, and of the other counters.
+pub fn residuals(report: &Value) -> Vec<(String, i64, i64)> {
+    let one = |name: &str, of: &Value| {
+        (
+            name.to_owned(),
+            number(of, "residual_bytes"),
+            number(of, "bound_bytes"),
+        )
+    };
+    let counters = report["counters"].as_array().expect("counters are a list");
+    let others = counters
+        .iter()
+        .map(|counter| one(counter["counter"].as_str().expect("a name"), counter));
+    std::iter::once(one("usage", report))
+        .chain(others)
+        .collect()
+}
+
+/// Every residual within its bound.
+#[track_caller]
+pub fn assert_holds(report: &Value) {
+    for (name, residual, bound) in residuals(report) {
+        assert!(
+            residual.abs() <= bound,
+            "{name}: {residual} of at most {bound} in {report}"
+        );
+    }
+}
+
+/// Every residual nothing.
+#[track_caller]
+pub fn assert_exact(report: &Value) {
+    for (name, residual, _) in residuals(report) {
+        assert_eq!(residual, 0, "{name} in {report}");
+    }
+}
+
+/// All records arrived: then they alone say what the totals say.
+#[track_caller]
+pub fn assert_nothing_lost(report: &Value) {
+    for kind in ["ring", "map_full", "skipped"] {
+        assert_eq!(number(&report["lost"], kind), 0, "{kind} in {report}");
+    }
+    assert_eq!(
+        number(report, "streamed_bytes"),
+        number(report, "totals_bytes"),
+        "{report}"
+    );
+}
+
+/// The keys of the contract, by line.
+pub const PLAN: &[&str] = &["type", "kernel", "hierarchy", "lockdown", "roles"];
+pub const ROLE: &[&str] = &["role", "symbol", "mechanism", "status", "why"];
+pub const REPORT: &[&str] = &[
+    "type",
+    "elapsed_s",
+    "cgroup",
+    "cgroup_id",
+    "usage_bytes",
+    "ledger_bytes",
+    "residual_bytes",
+    "bound_bytes",
+    "kmem_bytes",
+    "breakdown",
+    "lost",
+];
+pub const BREAKDOWN: &[&str] = &[
+    "anon",
+    "file",
+    "slab",
+    "kernel_stack",
+    "page_tables",
+    "sock",
+    "percpu",
+    "other_kernel",
+    "stock",
+];
+pub const LOST: &[&str] = &["ring", "map_full", "skipped"];
+pub const SELF: &[&str] = &["bpf_run_ns", "bpf_runs", "cpu_s", "rss_bytes"];
+pub const EVENT: &[&str] = &["type", "role", "time_ns", "cpu", "pid", "comm"];
+
+#[track_caller]
+pub fn assert_keys(object: &Value, keys: &[&str]) {
+    for key in keys {
+        assert!(object.get(key).is_some(), "no {key} in {object}");
+    }
+}

@@ -1,0 +1,98 @@
+//! The machine under the tests: is it ours to play with, what does its kernel have.
+
+use std::{
+    env, fs,
+    io::{self, Write as _},
+    path::{Path, PathBuf},
+};
+
+/// The program under test.
+pub fn program() -> PathBuf {
+    env::var_os("KMEM_TRACE_BIN").map_or_else(
+        || PathBuf::from(env!("CARGO_BIN_EXE_kmem-trace")),
+        PathBuf::from,
+    )
+}
+
+/// Whether this is a machine of `cargo xtask vm`; says so where it is not.
+pub fn is_vm() -> bool {
+    if env::var_os("KMEM_TRACE_VM").is_some() {
+        return true;
+    }
+    skip("needs a machine of its own: cargo xtask vm --kernel 6.12");
+    false
+}
+
+/// Says why a test does nothing here; `xtask vm` counts a test that printed this as skipped.
+pub fn skip(why: &str) {
+    println!("skipped: {why}");
+    if env::var_os("KMEM_TRACE_VM").is_none() {
+        // The harness shows captured output of failed tests alone.
+        let name = std::thread::current().name().unwrap_or("a test").to_owned();
+        let _ = writeln!(io::stderr(), "SKIPPED {name}: {why}");
+    }
+}
+
+/// `none`, `integrity` or `confidentiality`.
+pub fn lockdown() -> String {
+    let text = fs::read_to_string("/sys/kernel/security/lockdown").unwrap_or_default();
+    let chosen = text
+        .split_once('[')
+        .and_then(|(_, rest)| rest.split_once(']'));
+    chosen.map_or_else(|| "none".to_owned(), |(word, _)| word.to_owned())
+}
+
+/// Whether the kernel has the `memcg:*` tracepoints; tracefs has to be there.
+pub fn has_memcg_tracepoints() -> bool {
+    Path::new("/sys/kernel/tracing/events/memcg/mod_memcg_state").exists()
+}
+
+/// Whether page counters can be traced here at all.
+pub fn is_exact() -> bool {
+    lockdown() != "confidentiality"
+}
+
+/// As [`is_exact`]; says so where they cannot.
+pub fn needs_exact() -> bool {
+    if is_exact() {
+        return true;
+    }
+    skip("this kernel is locked down: no page counters to trace");
+    false
+}
+
+/// BPF programs that the kernel holds, of all processes.
+pub fn bpf_programs() -> Vec<u32> {
+    const BPF_PROG_GET_NEXT_ID: i32 = 11;
+    /// The part of `union bpf_attr` of that command.
+    #[repr(C)]
+    struct NextId {
+        start_id: u32,
+        next_id: u32,
+        open_flags: u32,
+    }
+    let mut found = Vec::new();
+    let mut attr = NextId {
+        start_id: 0,
+        next_id: 0,
+        open_flags: 0,
+    };
+    loop {
+        // SAFETY: the kernel reads and writes within `attr`, whose size is given.
+        let result = unsafe {
+            libc::syscall(
+                libc::SYS_bpf,
+                BPF_PROG_GET_NEXT_ID,
+                &raw mut attr,
+                size_of::<NextId>(),
+            )
+        };
+        if result != 0 {
+            let error = io::Error::last_os_error();
+            assert_eq!(error.raw_os_error(), Some(libc::ENOENT), "{error}");
+            return found;
+        }
+        found.push(attr.next_id);
+        attr.start_id = attr.next_id;
+    }
+}

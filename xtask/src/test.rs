@@ -1,0 +1,233 @@
+//! `cargo xtask test`: all that a change must pass, stage by stage, and one line that sums up.
+
+use std::io::{BufRead as _, BufReader};
+use std::process::{ExitCode, Stdio};
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, bail};
+use clap::{Args, Parser, ValueEnum};
+
+use crate::libtest::{self, End, Tally, Test, Verdict};
+use crate::{bpf, vm, workspace};
+
+#[derive(Args)]
+pub struct Arguments {
+    /// Leave out the stage that boots kernels.
+    #[arg(long)]
+    pub no_vm: bool,
+    /// Only this stage. Repeatable.
+    #[arg(long, value_enum)]
+    pub only: Vec<Stage>,
+    /// Machines that run at a time in the VM stage.
+    #[arg(long, default_value_t = 1)]
+    pub jobs: usize,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Stage {
+    /// Formatting.
+    Fmt,
+    /// Lints.
+    Clippy,
+    /// Unit tests, recorded runs and documentation tests.
+    Unit,
+    /// The committed BPF object is what its sources give.
+    Bpf,
+    /// Live tests on this machine's kernel; they take root.
+    Live,
+    /// The same on other kernels.
+    Vm,
+}
+
+/// One machine per line: kernel, cgroup version, more for the kernel's command line.
+const MATRIX: [(&str, &str, Option<&str>); 3] = [
+    ("6.1", "v1", None),
+    ("6.12", "v2", None),
+    ("6.12", "v2", Some("lockdown=confidentiality")),
+];
+
+pub fn main(arguments: &Arguments) -> Result<ExitCode> {
+    let mut total = Tally::default();
+    for stage in Stage::value_variants() {
+        let wanted = if arguments.only.is_empty() {
+            !(arguments.no_vm && *stage == Stage::Vm)
+        } else {
+            arguments.only.contains(stage)
+        };
+        if !wanted {
+            continue;
+        }
+        let name = name(*stage);
+        println!("== {name}");
+        let start = Instant::now();
+        let tally = match run(*stage, arguments.jobs) {
+            Ok(tally) => tally,
+            Err(error) => report(&[Test::failed(name.clone(), format!("{error:#}"))]),
+        };
+        println!(
+            "== {name}: {tally} ({:.0} s)",
+            start.elapsed().as_secs_f64()
+        );
+        total += tally;
+    }
+    println!("{total}");
+    if total == Tally::default() {
+        bail!("nothing was run");
+    }
+    Ok(if total.failed > 0 {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    })
+}
+
+fn name(stage: Stage) -> String {
+    stage
+        .to_possible_value()
+        .map_or_else(String::new, |value| value.get_name().to_owned())
+}
+
+fn run(stage: Stage, jobs: usize) -> Result<Tally> {
+    match stage {
+        Stage::Fmt => check("fmt", &["fmt", "--all", "--check"]),
+        Stage::Clippy => check(
+            "clippy",
+            &[
+                "clippy",
+                "--quiet",
+                "--workspace",
+                "--all-targets",
+                "--",
+                "-D",
+                "warnings",
+            ],
+        ),
+        Stage::Unit => {
+            let mut names = test_targets()?;
+            // Those have stages of their own.
+            names.retain(|name| name != "live" && name != "kernel");
+            let mut arguments = vec!["test", "--workspace", "--no-fail-fast", "--lib", "--bins"];
+            for name in &names {
+                arguments.extend(["--test", name]);
+            }
+            let mut tally = cargo_test("unit", &arguments)?;
+            tally += cargo_test("doc", &["test", "--workspace", "--no-fail-fast", "--doc"])?;
+            Ok(tally)
+        }
+        Stage::Bpf => {
+            bpf::main(&bpf::Arguments { check: true })?;
+            Ok(report(&[passed("bpf")]))
+        }
+        Stage::Live => cargo_test(
+            "live",
+            &[
+                "test",
+                "--release",
+                "--package",
+                "kmem-trace",
+                "--test",
+                "live",
+                "--",
+                "--test-threads=1",
+                "--show-output",
+            ],
+        ),
+        Stage::Vm => machines(jobs),
+    }
+}
+
+fn machines(jobs: usize) -> Result<Tally> {
+    // The arguments as a person would give them.
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        machine: vm::Arguments,
+    }
+    let mut all = Vec::new();
+    for (kernel, cgroup, append) in MATRIX {
+        let mut words = vec!["vm", "--kernel", kernel, "--cgroup", cgroup];
+        if let Some(append) = append {
+            words.extend(["--append", append]);
+        }
+        all.push(Line::try_parse_from(words)?.machine);
+    }
+    vm::run_tests(&all, jobs)
+}
+
+fn passed(name: &str) -> Test {
+    Test {
+        name: name.to_owned(),
+        verdict: Verdict::Passed,
+        detail: String::new(),
+    }
+}
+
+/// A cargo command that passes or fails as a whole.
+fn check(name: &str, arguments: &[&str]) -> Result<Tally> {
+    let status = workspace::cargo()
+        .args(arguments)
+        .status()
+        .context("cannot start cargo")?;
+    if !status.success() {
+        bail!("`cargo {}` ended with {status}", arguments.join(" "));
+    }
+    Ok(report(&[passed(name)]))
+}
+
+/// Runs `cargo test`, lets its output pass and reads it.
+fn cargo_test(name: &str, arguments: &[&str]) -> Result<Tally> {
+    let mut child = workspace::cargo()
+        .args(arguments)
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("cannot start cargo")?;
+    let Some(stdout) = child.stdout.take() else {
+        bail!("cargo has no output");
+    };
+    let mut output = String::new();
+    for line in BufReader::new(stdout).split(b'\n') {
+        let line = line.context("cannot read what cargo prints")?;
+        let line = String::from_utf8_lossy(&line);
+        println!("{line}");
+        output.push_str(&line);
+        output.push('\n');
+    }
+    let status = child.wait()?;
+    let tests = libtest::read(name, &output, &End::Exit(status.code().unwrap_or(-1)));
+    // Passes and failures have passed by; only what the harness does not say itself is said here.
+    for test in &tests {
+        if test.verdict == Verdict::Failed && test.name == name {
+            println!("test {name} ... FAILED\n{}", test.detail);
+        }
+    }
+    Ok(Tally::of(&tests))
+}
+
+/// The names of kmem-trace's integration tests.
+fn test_targets() -> Result<Vec<String>> {
+    let metadata = crate::process::output(workspace::cargo().args([
+        "metadata",
+        "--format-version=1",
+        "--no-deps",
+    ]))?;
+    let metadata: serde_json::Value =
+        serde_json::from_str(&metadata).context("cargo metadata printed no JSON")?;
+    let packages = metadata["packages"].as_array();
+    Ok(packages
+        .into_iter()
+        .flatten()
+        .flat_map(|package| package["targets"].as_array().into_iter().flatten())
+        .filter(|target| target["kind"][0] == "test")
+        .filter_map(|target| target["name"].as_str().map(str::to_owned))
+        .collect())
+}
+
+fn report(tests: &[Test]) -> Tally {
+    for test in tests {
+        println!("test {} ... {}", test.name, test.verdict);
+        if test.verdict != Verdict::Passed {
+            println!("{}", test.detail);
+        }
+    }
+    Tally::of(tests)
+}

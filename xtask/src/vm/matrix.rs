@@ -1,0 +1,240 @@
+//! `cargo xtask matrix`: the kernel tests on every kernel that the tool is to be trusted on, one
+//! machine after another, and each kernel's plan against the one checked in.
+//!
+//! A kernel that the mirror does not have today is reported as skipped, by name.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{Context as _, Result};
+use clap::Args;
+
+use super::kernel::Line;
+use super::{Cgroup, module};
+use crate::libtest::{Tally, Test, Verdict};
+use crate::workspace;
+
+/// Kernel line, or several of which the first that the mirror has counts, and cgroup version.
+const MATRIX: [(&[&str], Cgroup); 9] = [
+    (&["5.10"], Cgroup::V1),
+    (&["5.10"], Cgroup::V2),
+    (&["6.1"], Cgroup::V1),
+    (&["6.1"], Cgroup::V2),
+    (&["6.1-rt"], Cgroup::V1),
+    (&["6.12"], Cgroup::V2),
+    (&["6.17", "6.16"], Cgroup::V2),
+    (&["7.0"], Cgroup::V2),
+    (&["newest"], Cgroup::V2),
+];
+
+/// The kernel that the module with old kernels' functions is built for.
+const MODULE_FOR: (&str, &str) = ("6.1", "v1");
+
+/// Test targets, in the order in which they run: the plan first, on an untouched kernel.
+const TARGETS: [&str; 4] = ["plan", "kernel", "limits", "legacy"];
+
+#[derive(Args)]
+pub struct Arguments {
+    /// Take the plans as they are now for the ones to compare with from now on.
+    #[arg(long)]
+    pub update: bool,
+    /// Only kernels of this line. Repeatable.
+    #[arg(long = "kernel", value_name = "LINE")]
+    pub kernels: Vec<Line>,
+    /// Test targets to run. Repeatable.
+    #[arg(long = "target", value_name = "NAME", default_values_t = TARGETS.map(str::to_owned))]
+    pub targets: Vec<String>,
+    /// Machines that run at a time.
+    #[arg(long, default_value_t = 1)]
+    pub jobs: usize,
+    /// Fetch the package lists even if they are fresh.
+    #[arg(long)]
+    pub refresh: bool,
+}
+
+pub fn main(arguments: &Arguments) -> Result<ExitCode> {
+    let start = Instant::now();
+    let tally = run(arguments)?;
+    println!("{tally} in {} s", start.elapsed().as_secs());
+    Ok(if tally.failed > 0 {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    })
+}
+
+/// Runs it all and counts.
+pub fn run(arguments: &Arguments) -> Result<Tally> {
+    let call = super::Arguments {
+        binary: Some(super::build_binary()?),
+        tests: targets(&arguments.targets)?,
+        timeout: 600,
+        refresh: arguments.refresh,
+        ..super::Arguments::default()
+    };
+    let mut calls = Vec::new();
+    for (lines, cgroup) in MATRIX {
+        let lines = lines
+            .iter()
+            .map(|line| line.parse::<Line>().map_err(anyhow::Error::msg))
+            .collect::<Result<Vec<_>>>()?;
+        if !arguments.kernels.is_empty() && !lines.iter().any(|it| arguments.kernels.contains(it)) {
+            continue;
+        }
+        let mut found = None;
+        for line in &lines {
+            if module::on_mirror(line)? {
+                found = Some(line);
+                break;
+            }
+        }
+        let Some(line) = found.or(lines.first()) else {
+            continue;
+        };
+        calls.push(super::Arguments {
+            kernels: vec![line.clone()],
+            cgroup,
+            // A kernel that is not there is reported as skipped; it needs nothing.
+            files: if found.is_some() {
+                files(line, cgroup)?
+            } else {
+                Vec::new()
+            },
+            ..call.clone()
+        });
+    }
+    let mut total = super::run_tests(&calls, arguments.jobs)?;
+    if arguments.targets.iter().any(|target| target == "plan") {
+        for call in &calls {
+            for line in &call.kernels {
+                if module::on_mirror(line)? {
+                    total += compare(line, call.cgroup, arguments.update)?;
+                }
+            }
+        }
+    }
+    Ok(total)
+}
+
+/// What a machine gets: type information of another kernel, and the module where it was built.
+fn files(line: &Line, cgroup: Cgroup) -> Result<Vec<String>> {
+    let other = if line.to_string().starts_with("5.10") {
+        "6.1"
+    } else {
+        "5.10"
+    };
+    let other: Line = other.parse().map_err(anyhow::Error::msg)?;
+    let mut files = Vec::new();
+    if module::on_mirror(&other)? {
+        let types = module::type_information(&other)?;
+        files.push(format!("{}:/foreign.btf", types.display()));
+    }
+    if (line.to_string().as_str(), cgroup.name()) == MODULE_FOR {
+        let module = module::build(line)?;
+        files.push(format!("{}:/{}.ko", module.display(), module::NAME));
+    }
+    Ok(files)
+}
+
+/// The plan that the machine left against the one checked in.
+fn compare(line: &Line, cgroup: Cgroup, update: bool) -> Result<Tally> {
+    let label = format!("{line}-{}", cgroup.name());
+    let brought = module::folder().join(format!("out-{label}/plan.json"));
+    let kept = workspace::root().join(format!("kmem-trace/tests/plans/{label}.json"));
+    let test = match fs::read_to_string(&brought) {
+        Err(_) => Test::failed("plan-as-checked-in", "the machine left no plan"),
+        Ok(now) if update => {
+            write(&kept, &now)?;
+            Test::passed("plan-as-checked-in")
+        }
+        Ok(now) => match fs::read_to_string(&kept) {
+            Ok(before) if before == now => Test::passed("plan-as-checked-in"),
+            Ok(before) => Test::failed("plan-as-checked-in", first_difference(&before, &now)),
+            Err(_) => Test::failed(
+                "plan-as-checked-in",
+                format!("there is no {}: run with --update", kept.display()),
+            ),
+        },
+    };
+    println!(
+        "test {line}/{}/{} ... {}",
+        cgroup.name(),
+        test.name,
+        test.verdict
+    );
+    if test.verdict != Verdict::Passed {
+        println!("    {}", test.detail);
+    }
+    Ok(Tally::of(&[test]))
+}
+
+fn write(path: &Path, text: &str) -> Result<()> {
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder)?;
+    }
+    fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// Where two plans part.
+fn first_difference(before: &str, now: &str) -> String {
+    let mut before = before.lines();
+    for (number, line) in now.lines().enumerate() {
+        let old = before.next().unwrap_or("nothing");
+        if old != line {
+            return format!(
+                "line {}: checked in is {}, now it is {}; if that is right, run with --update",
+                number + 1,
+                old.trim(),
+                line.trim()
+            );
+        }
+    }
+    format!(
+        "checked in is more: {}",
+        before.next().unwrap_or_default().trim()
+    )
+}
+
+/// Builds the test targets and returns them in the order asked for.
+fn targets(names: &[String]) -> Result<Vec<PathBuf>> {
+    let mut words = vec!["test", "--no-run", "--release", "--package", "kmem-trace"];
+    for name in names {
+        words.extend(["--test", name]);
+    }
+    let built = workspace::build_executables(&words)?;
+    names
+        .iter()
+        .map(|name| {
+            built
+                .iter()
+                .find(|path| super::test_name(path) == *name)
+                .cloned()
+                .with_context(|| format!("cargo built no test target {name}"))
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_line_of_the_matrix_is_one() {
+        for (lines, _) in MATRIX {
+            assert!(!lines.is_empty());
+            assert!(
+                lines.iter().all(|line| line.parse::<Line>().is_ok()),
+                "{lines:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn plans_that_part_are_told_apart_by_their_first_line() {
+        assert!(first_difference("a\nb", "a\nc").contains("line 2"));
+        assert!(first_difference("a", "a\nc").contains("now it is c"));
+        assert!(first_difference("a\nb", "a").contains("more: b"));
+    }
+}
