@@ -94,7 +94,13 @@ pub fn main(args: &EnableArgs) -> Result<()> {
                 .figures
                 .limit
                 .map_or_else(|| "-1".to_owned(), |limit| limit.to_string());
-            switch(&path, &undo, &mut |text| fs::write(&path, text))?;
+            switch(&path, &undo, &mut |text| {
+                // Never made anew: a file that is gone is an error.
+                fs::OpenOptions::new()
+                    .write(true)
+                    .open(&path)?
+                    .write_all(text.as_bytes())
+            })?;
             let now = Figures::of(&cgroup.dir)?;
             writeln!(
                 out,
