@@ -5,4 +5,10 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod contract;
+mod ending;
 mod exact;
+mod life;
+mod lockdown;
+mod recording;
+mod refusals;
