@@ -11,11 +11,15 @@ use std::{
 };
 
 use kmem_trace::{
+    hooks::limits::{Accounting, Unit},
     ledger::{
         book::{Reading, Streamed, moved},
         tree::Tree,
     },
-    reconcile::usage::{Base, Bracket, Source, Terms, reconcile},
+    reconcile::{
+        limit::Kernel,
+        usage::{Base, Bracket, Source, Terms, reconcile},
+    },
     stream::{
         decode::{Batch, Record, text},
         recording,
@@ -292,6 +296,17 @@ impl Names for TreeNames {
 
     fn item(&self, item: i32) -> String {
         format!("item {item}")
+    }
+
+    /// Nothing is known of the kernel beside its records.
+    fn limits(&self, _cgroup_id: u64) -> Kernel {
+        Kernel {
+            is_v1: true,
+            unit: Unit::Pages,
+            page_bytes: PAGE_BYTES.cast_unsigned(),
+            accounting: Accounting::Unknown,
+            is_root: false,
+        }
     }
 
     fn call_site(&self, address: u64) -> String {
