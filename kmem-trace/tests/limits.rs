@@ -89,7 +89,7 @@ impl Trace {
         let (send, lines) = channel();
         thread::spawn(move || {
             for line in out.lines().map_while(Result::ok) {
-                let value =
+                let value: Value =
                     serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line}"));
                 if send.send(value).is_err() {
                     return;
