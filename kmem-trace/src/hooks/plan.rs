@@ -239,7 +239,15 @@ fn most_telling(passed: &[Passed]) -> String {
 fn order(role: &'static Role, attach: AttachMode) -> Vec<(usize, &'static Candidate)> {
     let all = role.candidates.iter().enumerate();
     let forced = match attach {
-        AttachMode::Auto => return all.collect(),
+        AttachMode::Auto => {
+            let mut ordered: Vec<_> = all.collect();
+            // A kprobe is skipped while any other runs on the CPU it interrupts, so a page that a
+            // softirq frees meanwhile is missed; fentry only guards against itself.
+            if role.name.starts_with("counter.") || role.name == "charge.user" {
+                ordered.sort_by_key(|(_, it)| it.mechanism != Mechanism::Fentry);
+            }
+            return ordered;
+        }
         AttachMode::Kprobe => Mechanism::Kprobe,
         AttachMode::Fentry => Mechanism::Fentry,
         AttachMode::Tracepoint => Mechanism::Tracepoint,

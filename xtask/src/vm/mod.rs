@@ -50,7 +50,7 @@ pub struct Arguments {
     #[arg(long, default_value_t = 2)]
     pub cpus: u32,
     /// Seconds from the start of a machine to its forced end.
-    #[arg(long, default_value_t = 300)]
+    #[arg(long, default_value_t = 900)]
     pub timeout: u64,
     /// The kmem-trace to put at /bin/kmem-trace, instead of building it.
     #[arg(long, value_name = "PATH")]
