@@ -17,6 +17,12 @@ pub fn hierarchy() -> (PathBuf, &'static str) {
     }
 }
 
+/// Whether there is a memory hierarchy at all.
+pub fn is_there() -> bool {
+    let (root, _) = hierarchy();
+    is_v1() || root.join("cgroup.controllers").exists()
+}
+
 pub fn is_v1() -> bool {
     hierarchy().1 == "v1"
 }

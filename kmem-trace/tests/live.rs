@@ -1,0 +1,226 @@
+//! The program on the machine at hand, whatever its kernel allows: is what it says in itself
+//! right, and are wrong words answered in a way that helps? Needs root for the first; says so
+//! where it is not. What a kernel of our own is needed for is in `tests/kernel`.
+
+mod support;
+
+use std::{thread, time::Duration};
+
+use nix::unistd::geteuid;
+use serde_json::Value;
+use support::{
+    cgroup::{self, Cgroup},
+    lines::{self, number},
+    load, machine,
+    tracer::{Answer, Tracer, ask, ask_with},
+};
+
+const MIB: i64 = 1 << 20;
+
+/// Whether something can be traced here; says why where not.
+fn traceable() -> bool {
+    if !geteuid().is_root() {
+        machine::skip("needs root, to load BPF programs and make cgroups");
+        return false;
+    }
+    if !cgroup::is_there() {
+        machine::skip("no memory cgroup hierarchy below /sys/fs/cgroup");
+        return false;
+    }
+    let doctor = ask("doctor --format json");
+    let plan: Value = first_line(&doctor);
+    if plan["mode"] == "missing" {
+        machine::skip("doctor says that this kernel allows no ledger");
+        return false;
+    }
+    true
+}
+
+/// The plan comes before the doctor's page.
+fn first_line(answer: &Answer) -> Value {
+    let line = answer.out.lines().next().unwrap_or_default();
+    serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"))
+}
+
+fn last_line(answer: &Answer) -> Value {
+    assert_eq!(answer.code(), 0, "{answer:?}");
+    let line = answer.out.lines().last().expect("it says something");
+    serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"))
+}
+
+/// A cgroup's name that no other run of these tests has.
+fn own(name: &str) -> String {
+    format!("kmem-trace-test-{name}-{}", std::process::id())
+}
+
+#[test]
+fn a_command_that_is_run_is_followed_within_the_bound() {
+    if !traceable() {
+        return;
+    }
+    let name = own("run");
+    let program = machine::program().display().to_string();
+    let words = format!("run -c {name} -i 100ms --format json -- {program} __worker churn");
+    let mut arguments: Vec<&str> = words.split_whitespace().collect();
+    arguments.extend(["tcp=200", "anon=30M", "pipes=100", "hold=1s"]);
+    let answer = ask_with(&arguments);
+    let summary = last_line(&answer);
+    assert_eq!(summary["type"], "summary");
+    lines::assert_keys(&summary, &lines::REPORT[1..]);
+    lines::assert_holds(&summary);
+    assert!(number(&summary, "charged_bytes") > 25 * MIB, "{summary}");
+    let mut most = 0;
+    for line in answer.out.lines().filter(|line| line.starts_with('{')) {
+        let line: Value = serde_json::from_str(line).expect("it is JSON");
+        if lines::is(&line, "report") {
+            lines::assert_holds(&line);
+            most = most.max(number(&line, "usage_bytes"));
+            // Before and after it a cgroup is nearly empty; the ledger has to have seen it grow.
+            if number(&line, "usage_bytes") > 25 * MIB {
+                assert!(number(&line, "ledger_bytes") > 20 * MIB, "{line}");
+            }
+        }
+    }
+    assert!(most > 25 * MIB, "no report saw the load: {answer:?}");
+    assert!(!cgroup::hierarchy().0.join(&name).exists());
+}
+
+#[test]
+fn a_cgroup_is_followed_through_a_load_within_a_bound_that_means_something() {
+    if !traceable() {
+        return;
+    }
+    let parent = Cgroup::top(&own("trace"));
+    let child = parent.child("child");
+    let words = format!("-c {} -i 100ms --depth 1", parent.name);
+    let tracer = Tracer::start(&words);
+    let before = number(&tracer.next_report(&parent.name), "usage_bytes");
+    let held = load::start(&child, "tcp=500 anon=50M file=50M");
+    thread::sleep(Duration::from_secs(2));
+    let exact = tracer.plan()["mode"] == "exact";
+    for name in [&parent.name, &child.name] {
+        let report = tracer.next_report(name);
+        lines::assert_keys(&report, lines::REPORT);
+        lines::assert_holds(&report);
+        if exact {
+            lines::assert_exact(&report);
+        }
+        let grown = number(&report, "usage_bytes") - before;
+        assert!(
+            grown > 50 * MIB,
+            "the load shows as {grown} bytes: {report}"
+        );
+        let cpus = i64::try_from(thread::available_parallelism().map_or(1, usize::from));
+        // Per-CPU stocks, and a few changes under way: never as much as what is explained.
+        let most = cpus.expect("few") * 8 * MIB + 8 * MIB;
+        assert!(number(&report, "bound_bytes") < most, "{report}");
+    }
+    held.end();
+    let ended = tracer.end();
+    let summary = ended.assert_fine();
+    lines::assert_holds(summary);
+    lines::of_type(&ended.lines, "report").for_each(lines::assert_holds);
+}
+
+#[test]
+fn the_screen_says_its_mode_and_what_that_cannot_see() {
+    if !traceable() {
+        return;
+    }
+    let parent = Cgroup::top(&own("screen"));
+    let held = load::start(&parent, "anon=5M");
+    let answer = ask(&format!("-c {} -d 500ms", parent.name));
+    held.end();
+    assert_eq!(answer.code(), 0, "{answer:?}");
+    let doctor = ask("doctor --format json");
+    let plan: Value = first_line(&doctor);
+    let mode = plan["mode"].as_str().expect("a word");
+    let head = answer.out.lines().next().expect("a headline");
+    assert!(head.contains(&format!("({mode})")), "{head} is not {mode}");
+    if mode == "bounded" {
+        assert!(answer.out.contains("cannot see: "), "{}", answer.out);
+    }
+    for word in ["ledger", "unexplained", "bound", parent.name.as_str()] {
+        assert!(answer.out.contains(word), "no {word} in {}", answer.out);
+    }
+    assert!(!answer.out.contains('\u{1b}'), "colours in a pipe");
+}
+
+/// Wrong words, and words for what is not there: what a user meets first.
+const WRONG: [&str; 26] = [
+    "",
+    "nonsense",
+    "--nonsense",
+    "-c",
+    "-c a -c",
+    "-c a extra",
+    "-p",
+    "-p x",
+    "-p -1",
+    "-p 4194305",
+    "-c a -i 0",
+    "-c a -i 1ms",
+    "-c a -i soon",
+    "-c a -d -5s",
+    "-c a --format xml",
+    "-c a --attach magic",
+    "-c a --events nonsense",
+    "-c a --events counter.charge,nonsense",
+    "-c a --ring 0",
+    "-c a --ring 99999999",
+    "-c a --max-cgroups 0",
+    "-c a --depth -1",
+    "run",
+    "run -c a",
+    "doctor extra",
+    "doctor --format yaml",
+];
+
+#[test]
+fn wrong_words_are_answered_with_what_is_right() {
+    let mut table = String::new();
+    for words in WRONG {
+        let answer = ask(words);
+        assert!(!answer.error.contains("panicked"), "{answer:?}");
+        assert_eq!(answer.out, "", "{words}");
+        // A process that is not there is no wrong word.
+        assert_eq!(
+            answer.code(),
+            if words == "-p 4194305" { 1 } else { 2 },
+            "{words}: {answer:?}"
+        );
+        let said = answer.error.lines().take_while(|line| !line.is_empty());
+        let said: Vec<&str> = said.map(str::trim).collect();
+        table.push_str(&format!("$ kmem-trace {words}\n"));
+        table.push_str(&format!("{}: {}\n", answer.code(), said.join(" / ")));
+    }
+    insta::assert_snapshot!(table);
+}
+
+/// What is not there, by any name a user might give.
+const ABSENT: [&str; 8] = [
+    "-c kmem-trace-no-such-cgroup -d 1s",
+    "-c /kmem-trace/no/such -d 1s",
+    "-c /nonexistent/dir -d 1s",
+    "-c ../kmem-trace -d 1s",
+    "-c /etc -d 1s",
+    "-c / -d 1s",
+    "-p 4194303 -d 1s",
+    "run -c .. -- true",
+];
+
+#[test]
+fn what_is_not_there_is_named_in_one_line() {
+    if !cgroup::is_there() {
+        machine::skip("no memory cgroup hierarchy below /sys/fs/cgroup");
+        return;
+    }
+    for words in ABSENT {
+        let answer = ask(words);
+        let error = answer.assert_refused();
+        let named = words.split_whitespace().nth(1).expect("what it is about");
+        let named = if named == "-c" { ".." } else { named };
+        assert!(error.contains(named), "{words}: {error}");
+        assert!(!error.contains("  "), "{words}: {error}");
+    }
+}
