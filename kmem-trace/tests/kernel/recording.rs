@@ -23,9 +23,9 @@ fn a_recorded_run_holds_every_record_of_it() {
     let first = parent.child("first");
     let out = Path::new("/out");
     let tracer = Tracer::start("-c test-recorded -i 100ms --depth 1 --record /out/run.kmt");
-    let held = load::start(&first, "netns tcp=20 pipes=20 anon=2M");
+    let held = load::start(&first, "netns tcp=400 pipes=300 anon=8M forks=15");
     let second = parent.child("second");
-    load::pass(&second, "anon=4M file=1M");
+    load::pass(&second, "anon=16M file=1M");
     assert!(second.remove());
     thread::sleep(Duration::from_secs(2));
     let last = [&parent, &first].map(|cgroup| tracer.next_report(&cgroup.name));
