@@ -105,7 +105,10 @@ fn doctor_gives_every_role_a_status_and_every_missing_one_a_reason() {
     let text = ask("doctor");
     assert_eq!(text.code(), 0, "{text:?}");
     for name in ROLES {
-        let row = text.out.lines().find(|line| line.contains(name));
+        let row = text
+            .out
+            .lines()
+            .find(|line| line.trim_start().starts_with(name));
         let row = row.unwrap_or_else(|| panic!("no row {name} in {}", text.out));
         assert!(
             ["exact", "bounded", "missing"]
