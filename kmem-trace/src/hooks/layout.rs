@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use kmem_trace_ebpf::config::{ABSENT, Config, ITEMS, SlabFields};
 
 use crate::{
-    hooks::table::Need,
+    hooks::{slab_layout, table::Need},
     kernel::{
         btf::{BtfError, KernelBtf},
         cgroupfs::Hierarchy,
@@ -50,9 +50,15 @@ pub fn resolve(sources: &Sources<'_>) -> Layout {
                 stat_items(btf, sources.hierarchy, &mut config),
             );
             slab_cache(btf, &mut config);
+            note(
+                &mut unmet,
+                Need::SlabPlace,
+                slab_layout::resolve(btf, sources, &mut config),
+            );
         }
         Err(why) => {
             for need in [
+                Need::SlabPlace,
                 Need::MemcgId,
                 Need::CounterOwner,
                 Need::OpenFile,

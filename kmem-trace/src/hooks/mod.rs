@@ -5,6 +5,7 @@
 //! - [`allowed`]: what this kernel lets us do, found by trying.
 //! - [`inspect`]: everything a plan depends on, read once.
 //! - [`layout`]: struct offsets, argument positions and item numbers, from type information.
+//! - [`slab_layout`]: the same for the way from a slab object to its payer.
 //! - [`plan`]: the candidate chosen for each role, and why.
 //! - [`attach`]: the plan loaded and attached.
 
@@ -13,5 +14,6 @@ pub mod attach;
 pub mod inspect;
 pub mod layout;
 pub mod plan;
+pub mod slab_layout;
 pub mod stats;
 pub mod table;

@@ -78,6 +78,10 @@ impl Resolved {
 pub struct Plan {
     pub roles: Vec<Resolved>,
     pub config: Config,
+    /// Whether payers can be read off slab objects, or why not.
+    pub attribution: Result<(), String>,
+    /// Slab is attributed in this run.
+    pub slab: bool,
     /// The ledger follows page counters, exactly; otherwise `memory.stat` items, within a bound.
     pub exact: bool,
 }
@@ -112,6 +116,7 @@ impl Plan {
     fn is_default(&self, resolved: &Resolved) -> bool {
         match resolved.role.name {
             "memcg.state" => !self.exact,
+            name if name.starts_with("slab.") => self.slab,
             _ => !resolved.role.on_request,
         }
     }
@@ -156,9 +161,24 @@ pub fn resolve(facts: &Facts<'_>) -> Plan {
             .iter()
             .any(|resolved| resolved.role.name == *name && resolved.choice.is_some())
     });
+    let seen = |name: &str| {
+        roles
+            .iter()
+            .any(|resolved| resolved.role.name == name && resolved.choice.is_some())
+    };
+    let attribution = match (&facts.allowed.reads, unmet.get(&Need::SlabPlace)) {
+        (Err(why), _) => Err(why.clone()),
+        (_, Some(why)) => Err(why.clone()),
+        _ if !seen("slab.alloc") || !seen("slab.free") => {
+            Err("slab events are not seen".to_owned())
+        }
+        _ => Ok(()),
+    };
     Plan {
         roles,
         config,
+        attribution,
+        slab: false,
         exact,
     }
 }
@@ -363,7 +383,9 @@ fn symbols_of(candidate: &Candidate) -> String {
 
 /// Every kernel symbol the table names, and those the layout needs: what to look for in kallsyms.
 pub fn symbols_wanted() -> Vec<String> {
-    let mut wanted = vec!["memory_cgrp_subsys".to_owned()];
+    let mut wanted: Vec<String> = ["memory_cgrp_subsys", "vmemmap_base", "page_offset_base"]
+        .map(str::to_owned)
+        .to_vec();
     for hook in ROLES
         .iter()
         .flat_map(|role| role.candidates)

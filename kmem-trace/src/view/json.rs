@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::{
     hooks::plan::Row,
-    reconcile::report::{Report, Summary},
+    reconcile::report::{NodeLine, Report, SlabLine, Summary},
 };
 
 /// What is in force when a trace begins.
@@ -26,6 +26,8 @@ pub enum Line<'a> {
     Plan(PlanLine<'a>),
     Event(&'a super::event::Event),
     Report(&'a Report),
+    Slab(&'a SlabLine),
+    Node(&'a NodeLine),
     Summary(&'a Summary),
 }
 

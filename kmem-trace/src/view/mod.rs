@@ -4,4 +4,5 @@ pub mod event;
 pub mod json;
 pub mod name;
 pub mod size;
+pub mod slab;
 pub mod table;

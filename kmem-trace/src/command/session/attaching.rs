@@ -32,12 +32,13 @@ pub fn attach_best(inspection: &Inspection, request: &Request) -> Result<(Plan, 
     let mut struck = request.strike.clone();
     let mut struck_why = HashMap::new();
     loop {
-        let plan = inspection.plan(
+        let mut plan = inspection.plan(
             request.mount.hierarchy,
             request.attach,
             &struck,
             &struck_why,
         );
+        plan.slab = request.slab && plan.attribution.is_ok();
         let config = constants(&plan, request)?;
         match attach(
             &plan,
@@ -106,6 +107,7 @@ fn constants(plan: &Plan, request: &Request) -> Result<Config> {
     config.stream_slab =
         u32::from(request.roles.contains("slab.alloc") || request.roles.contains("slab.free"));
     config.stream_limits = 1;
+    config.attribute_slab = u32::from(plan.slab);
     config.wake_bytes = request.sizes.ring_bytes / 4;
     Ok(config)
 }

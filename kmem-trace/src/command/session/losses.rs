@@ -50,7 +50,7 @@ impl Session {
         cpus * u64::from(cached) * STOCK_PAGES
     }
 
-    fn tally(&self, which: u32) -> u64 {
+    pub(super) fn tally(&self, which: u32) -> u64 {
         self.attached
             .tally
             .get(&which, 0)
