@@ -18,7 +18,7 @@ pub const WIRE_VERSION: u32 = 2;
 mod plain {
     use crate::{
         config::Config,
-        totals::{Ancestry, Totals},
+        totals::{Place, Totals},
     };
 
     // SAFETY: `repr(C)` integers without padding; every bit pattern is a value.
@@ -26,5 +26,5 @@ mod plain {
     // SAFETY: as above.
     unsafe impl aya::Pod for Totals {}
     // SAFETY: as above.
-    unsafe impl aya::Pod for Ancestry {}
+    unsafe impl aya::Pod for Place {}
 }

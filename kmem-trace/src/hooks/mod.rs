@@ -7,6 +7,8 @@
 //! - [`inspect`]: everything a plan depends on, read once.
 //! - [`layout`]: struct offsets, argument positions and item numbers, from type information.
 //! - [`plan`]: the candidate chosen for each role, and why.
+//! - [`site`]: where in a function a kprobe stands that no interrupt can hide events from.
+//! - [`mapping`]: the totals as the programs write them, read without a system call.
 //! - [`verify`]: whether all that was read is of this kernel.
 //! - [`attach`]: the plan loaded and attached.
 
@@ -16,7 +18,9 @@ pub mod attach;
 pub mod inspect;
 pub mod layout;
 pub mod limits;
+pub mod mapping;
 pub mod plan;
+pub mod site;
 pub mod stats;
 pub mod table;
 pub mod verify;

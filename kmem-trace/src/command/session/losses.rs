@@ -43,31 +43,26 @@ impl Session {
         cpus * accounting::cached_per_cpu(self.inspection.btf.as_ref().ok()) * STOCK_PAGES
     }
 
-    fn tally(&self, which: u32) -> u64 {
-        self.attached
-            .tally
-            .get(&which, 0)
-            .map_or(0, |per_cpu| per_cpu.iter().sum())
-    }
-
     /// What was lost so far.
     pub fn lost(&mut self) -> Lost {
         Lost {
-            ring: self.tally(LOST_RING),
-            map_full: self.tally(LOST_MAP_FULL) + self.tally(LOST_UNREAD) + self.tally(LOST_DEPTH),
+            ring: self.attached.tally(LOST_RING),
+            map_full: self.attached.tally(LOST_MAP_FULL)
+                + self.attached.tally(LOST_UNREAD)
+                + self.attached.tally(LOST_DEPTH),
             skipped: self.attached.skipped(),
         }
     }
 
     /// Pages that are in no total, at most.
     pub(super) fn lost_pages(&mut self, lost: &Lost) -> Result<u64> {
-        let reading = self.reading()?;
+        let reading = self.reading();
         let largest = reading
             .values()
             .map(|totals| totals.largest)
             .max()
             .unwrap_or(0);
-        let mut pages = self.tally(LOST_PAGES) + lost.skipped * largest.max(STOCK_PAGES);
+        let mut pages = self.attached.tally(LOST_PAGES) + lost.skipped * largest.max(STOCK_PAGES);
         if !self.plan.exact {
             // Cgroups made and gone before their directory could be looked at: ours or not, nobody
             // can tell, so what they still hold may be missing from the ledger.
