@@ -102,31 +102,37 @@ fn assert_breakpoints() {
     }
 }
 
-/// An interrupt that frees charged memory while a program runs on its CPU is not seen where the
-/// kernel does not let programs nest. What that hides has to stay within the bound, and where the
-/// kernel counts it, the count is all there is to explain.
+/// Loads that end while others begin, so that softirqs free what processes hold in the middle of
+/// programs: exact by both mechanisms at a time, unless the kernel counted a program that it
+/// skipped; then within the bound.
 #[test]
-fn a_storm_of_loads_stays_within_the_bound() {
+fn a_storm_of_loads_is_in_the_ledger() {
     if !machine::is_vm() || !machine::needs_exact() {
         return;
     }
     let parent = Cgroup::top("test-storm");
-    let tracer = Tracer::start("-c test-storm -i 50ms");
-    for _ in 0..4 {
+    let tracers = ["kprobe", "fentry"].map(|mechanism| {
+        Tracer::start(&format!(
+            "-c test-storm -i 50ms --attach {mechanism} --ring 16384"
+        ))
+    });
+    for _ in 0..3 {
         load::pass(&parent, "netns tcp=500 anon=50M file=50M forks=200");
     }
     thread::sleep(QUIET);
-    let report = tracer.next_report(&parent.name);
-    assert!(number(&report, "charged_bytes") > 400 * MIB, "{report}");
-    println!("{report}");
-    let ended = tracer.end();
-    let summary = ended.assert_fine();
-    assert_eq!(summary["stream"]["agrees"], true, "{summary}");
-    let limits = summary["limits"].to_string();
-    if number(&summary["lost"], "skipped") == 0 && !limits.contains("skips") {
-        lines::assert_exact(summary);
+    for tracer in tracers {
+        let report = tracer.next_report(&parent.name);
+        assert!(number(&report, "charged_bytes") > 300 * MIB, "{report}");
+        let ended = tracer.end();
+        let summary = ended.assert_fine();
+        assert_eq!(summary["stream"]["agrees"], true, "{summary}");
+        if number(&summary["lost"], "skipped") == 0 {
+            lines::assert_exact(summary);
+        } else {
+            println!("skipped programs: {summary}");
+        }
+        lines::of_type(&ended.lines, "report").for_each(lines::assert_holds);
     }
-    lines::of_type(&ended.lines, "report").for_each(lines::assert_holds);
 }
 
 #[test]

@@ -8,7 +8,7 @@ use kmem_trace_ebpf::totals::{
 
 use super::Session;
 use crate::{
-    hooks::accounting,
+    hooks::{accounting, table::Mechanism},
     kernel::cgroupfs::{self, CgroupDir},
     reconcile::{report::Lost, usage::STOCK_PAGES},
 };
@@ -22,10 +22,19 @@ impl Session {
         if lost.map_full > 0 {
             limits.push("totals are lower bounds: charges were seen that could not be counted (use --max-cgroups)".to_owned());
         }
-        if !self.counts_skips() {
+        if self.shares_a_guard() && !self.counts_skips() {
             limits.push("this kernel does not count probe runs that it skips: lost.skipped is a lower bound".to_owned());
         }
         limits
+    }
+
+    /// Whether programs of other tracers can keep those of the ledger from running.
+    fn shares_a_guard(&self) -> bool {
+        ["counter.charge", "counter.uncharge", "memcg.state"]
+            .iter()
+            .filter(|role| self.plan.exact != (**role == "memcg.state"))
+            .filter_map(|role| self.plan.role(role)?.choice)
+            .any(|(_, it)| matches!(it.mechanism, Mechanism::Kprobe | Mechanism::Tracepoint))
     }
 
     /// Whether the kernel counts skipped kprobe runs: it does since it can tell them per link.
