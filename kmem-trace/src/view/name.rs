@@ -5,6 +5,13 @@ use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::os::unix::ffi::OsStrExt as _;
 
+/// A message as one line, whatever names it contains: as [`printable`], but backslashes stay, and
+/// line ends become blanks.
+pub fn one_line(message: &str) -> String {
+    let blanks = message.trim_end().replace('\n', " ");
+    printable(blanks.as_bytes()).replace("\\\\", "\\")
+}
+
 /// `bytes` as text: control characters and what is no UTF-8 as `\xNN`, a backslash as `\\`.
 pub fn printable(bytes: &[u8]) -> String {
     let mut out = String::with_capacity(bytes.len());
@@ -47,5 +54,13 @@ mod tests {
         assert_eq!(printable(b"\xff\xfeok \xc3\xa9"), "\\xff\\xfeok \u{e9}");
         assert_eq!(printable("a\u{9b}b".as_bytes()), "a\\xc2\\x9bb");
         assert_eq!(printable("a\u{202e}b".as_bytes()), "a\\u{202e}b");
+    }
+
+    #[test]
+    fn a_message_is_one_line_whatever_it_quotes() {
+        assert_eq!(
+            one_line("no cgroup a\\b\x1b[2J\nin x\n"),
+            "no cgroup a\\b\\x1b[2J in x"
+        );
     }
 }

@@ -157,6 +157,9 @@ pub fn mountinfo(bytes: &[u8]) {
         return;
     };
     assert!(mounts.len() <= lines(bytes));
+    for mount in &mounts {
+        assert!(mount.mount_point.is_absolute() && !mount.root.as_os_str().is_empty());
+    }
     if let Some(tracefs) = Tracefs::among(&mounts) {
         assert!(
             mounts
@@ -170,7 +173,6 @@ pub fn mountinfo(bytes: &[u8]) {
                 .iter()
                 .any(|mount| mount.mount_point == memory.mount_point)
         );
-        assert!(memory.is_root(&memory.mount_point) || !memory.root.as_os_str().is_empty());
         if let Some(dir) = memory.dir_of(&memory.root) {
             assert!(dir.starts_with(&memory.mount_point));
         }
