@@ -2,6 +2,10 @@
 //! right, and are wrong words answered in a way that helps? Needs root for the first; says so
 //! where it is not. What a kernel of our own is needed for is in `tests/kernel`.
 
+#[path = "live/names.rs"]
+mod names;
+#[path = "live/output.rs"]
+mod output;
 mod support;
 
 use std::{thread, time::Duration};

@@ -80,11 +80,11 @@ pub fn main(args: &ExplainArgs) -> Result<()> {
         explanation,
     };
     let mut out = io::stdout().lock();
-    match args.format {
-        Format::Json => json::write(&mut out, &Line::Explain(&explained))?,
-        Format::Table => view::table(&mut out, &explained)?,
-    }
-    Ok(())
+    let written = match args.format {
+        Format::Json => json::write(&mut out, &Line::Explain(&explained)),
+        Format::Table => view::table(&mut out, &explained),
+    };
+    written.context("cannot write the output")
 }
 
 /// The files of a cgroup that have to do with its usage.
