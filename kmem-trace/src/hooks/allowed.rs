@@ -29,6 +29,20 @@ pub struct Allowed {
 }
 
 impl Allowed {
+    /// A kernel that allows everything.
+    #[cfg(test)]
+    pub fn all() -> Self {
+        Self {
+            bpf: Ok(()),
+            reads: Ok(()),
+            kprobe: Ok(()),
+            fentry: Ok(()),
+            raw_tracepoint: Ok(()),
+            tracepoint: Ok(()),
+            btf_tracepoint: Ok(()),
+        }
+    }
+
     /// Asks the kernel.
     pub fn probe(lockdown: Lockdown, btf: bool, tracefs: Result<(), String>) -> Self {
         let bpf = match is_map_supported(MapType::RingBuf) {

@@ -16,6 +16,8 @@ pub mod attach;
 pub mod inspect;
 pub mod layout;
 pub mod limits;
+#[cfg(test)]
+mod old_kernels;
 pub mod plan;
 pub mod stats;
 pub mod table;
