@@ -240,7 +240,9 @@ impl Session {
         for target in self.request.targets.clone() {
             for dir in cgroupfs::walk(&target) {
                 self.tree.see(dir.id, &dir.path_in_hierarchy);
-                if dir.level <= target.level + self.request.depth
+                // The root has no ledger, only events.
+                if !self.request.mount.is_root(&dir.dir)
+                    && dir.level <= target.level + self.request.depth
                     && !reported.iter().any(|known: &CgroupDir| known.id == dir.id)
                 {
                     reported.push(dir);
