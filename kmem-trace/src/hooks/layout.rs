@@ -82,7 +82,7 @@ fn note(unmet: &mut HashMap<Need, String>, need: Need, result: Result<(), String
     }
 }
 
-fn offset(btf: &KernelBtf, strukt: &str, path: &str) -> Result<u32, String> {
+pub(super) fn offset(btf: &KernelBtf, strukt: &str, path: &str) -> Result<u32, String> {
     btf.member(strukt, path)
         .map(|member| member.offset)
         .map_err(|error| error.to_string())
@@ -111,7 +111,7 @@ fn memcg_id(btf: &KernelBtf, config: &mut Config) -> Result<(), String> {
 
 /// What `cgroup_ino` (include/linux/cgroup.h) reads: `id` since 5.5, the lower half of it since
 /// 4.14, `ino` before.
-fn kernfs_id(btf: &KernelBtf, config: &mut Config) -> Result<(), String> {
+pub(super) fn kernfs_id(btf: &KernelBtf, config: &mut Config) -> Result<(), String> {
     let halves =
         offset(btf, "kernfs_node", "id.ino").or_else(|_| offset(btf, "kernfs_node", "ino"));
     if let Ok(half) = halves {

@@ -7,6 +7,7 @@
 //! - [`inspect`]: everything a plan depends on, read once.
 //! - [`layout`]: struct offsets, argument positions and item numbers, from type information.
 //! - [`plan`]: the candidate chosen for each role, and why.
+//! - [`memcg_stat`]: a memory cgroup's own counters, read on request.
 //! - [`verify`]: whether all that was read is of this kernel.
 //! - [`attach`]: the plan loaded and attached.
 
@@ -16,6 +17,7 @@ pub mod attach;
 pub mod inspect;
 pub mod layout;
 pub mod limits;
+pub mod memcg_stat;
 #[cfg(test)]
 mod old_kernels;
 pub mod plan;
