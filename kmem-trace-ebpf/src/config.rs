@@ -167,6 +167,18 @@ pub struct Config {
     pub stream_limits: u32,
     /// Wake userspace when this many bytes wait in the ring.
     pub wake_bytes: u32,
+
+    // --- totals ---
+    /// Places of cgroups in the totals.
+    pub places: u32,
+    /// CPU number → copy of the totals: copies − 1, a power of two less one.
+    pub copies_mask: u32,
+
+    // --- probes inside a function ---
+    /// Bytes that `page_counter_try_charge` has pushed onto its stack where its probe stands.
+    pub try_charge_depth: u32,
+    /// The same for the user charge path.
+    pub user_charge_depth: u32,
     pub reserved: u32,
 }
 
@@ -324,6 +336,10 @@ impl Config {
         stream_slab: 0,
         stream_limits: 0,
         wake_bytes: 0,
+        places: 0,
+        copies_mask: 0,
+        try_charge_depth: 0,
+        user_charge_depth: 0,
         reserved: 0,
     };
 }

@@ -20,7 +20,7 @@ pub const WIRE_VERSION: u32 = 2;
 mod plain {
     use crate::{
         config::Config,
-        totals::{Ancestry, Totals},
+        totals::{Place, Totals},
         words::Members,
     };
 
@@ -29,7 +29,7 @@ mod plain {
     // SAFETY: as above.
     unsafe impl aya::Pod for Totals {}
     // SAFETY: as above.
-    unsafe impl aya::Pod for Ancestry {}
+    unsafe impl aya::Pod for Place {}
     // SAFETY: as above.
     unsafe impl aya::Pod for Members {}
 }

@@ -12,6 +12,8 @@ use super::{
     allowed::Allowed,
     layout::Sources,
     plan::{AttachMode, Facts, Plan, Struck, resolve, symbols_wanted, tracepoints_wanted},
+    site::AllSites,
+    table::ROLES,
 };
 use crate::kernel::{
     btf::{
@@ -185,6 +187,13 @@ fn plan(text: &str, allowed: &Allowed) -> Plan {
         })
         .collect();
     let traceable: BTreeSet<String> = symbols.found.keys().cloned().collect();
+    // An excerpt has no machine code to look for breakpoints' places in.
+    let sites: AllSites = ROLES
+        .iter()
+        .flat_map(|role| role.candidates)
+        .flat_map(|candidate| candidate.hooks)
+        .map(|hook| (hook.symbol, Err("its code is not known".to_owned())))
+        .collect();
     resolve(&Facts {
         sources: Sources {
             btf: Ok(&excerpt.btf),
@@ -195,6 +204,7 @@ fn plan(text: &str, allowed: &Allowed) -> Plan {
         allowed,
         traceable: Some(&traceable),
         attach: AttachMode::Auto,
+        sites: &sites,
         struck: &Struck::new(),
         struck_why: &HashMap::new(),
     })

@@ -9,6 +9,7 @@ use super::{
     allowed::Allowed,
     layout::{self, Layout, Sources},
     limits,
+    site::{AllSites, RETURN_THUNKS},
     table::{Candidate, Mechanism, Need, Place, ROLES, Role, Status},
 };
 
@@ -31,6 +32,8 @@ pub type Struck = HashSet<(&'static str, usize)>;
 pub struct Facts<'a> {
     pub sources: Sources<'a>,
     pub allowed: &'a Allowed,
+    /// Where probes stand inside functions.
+    pub sites: &'a AllSites,
     /// Functions that kprobes and fentry can be put on; `None` where the list cannot be read.
     pub traceable: Option<&'a BTreeSet<String>>,
     pub attach: AttachMode,
@@ -313,6 +316,17 @@ fn fits(
             return Err(Passed::Refused(why.clone()));
         }
     }
+    for hook in candidate.hooks {
+        let depth = match facts.sites.get(hook.symbol) {
+            Some(Ok(sites)) if matches!(hook.place, Place::Inside { .. }) => sites.depth,
+            _ => 0,
+        };
+        match hook.program {
+            "kp_counter_try_charge" => config.try_charge_depth = depth,
+            "kp_user_charge" => config.user_charge_depth = depth,
+            _ => {}
+        }
+    }
     Ok(())
 }
 
@@ -345,7 +359,12 @@ fn present(symbol: &str, place: Place, facts: &Facts<'_>) -> Result<(), Passed> 
                 || facts.sources.formats.keys().any(|key| key.1 == symbol),
             "",
         ),
-        Place::Kprobe | Place::Kretprobe | Place::Fentry | Place::Fexit => {
+        Place::Kprobe
+        | Place::Kretprobe
+        | Place::Inside { .. }
+        | Place::Returns
+        | Place::Fentry
+        | Place::Fexit => {
             if !facts.sources.symbols.has_function(symbol) {
                 let twins = facts.sources.symbols.twins.get(symbol);
                 return Err(match twins.and_then(|twins| twins.first()) {
@@ -360,6 +379,22 @@ fn present(symbol: &str, place: Place, facts: &Facts<'_>) -> Result<(), Passed> 
                     "{symbol} is not in available_filter_functions"
                 )));
             }
+            if matches!(place, Place::Inside { .. } | Place::Returns) {
+                let sites = match facts.sites.get(symbol) {
+                    Some(Ok(sites)) => sites,
+                    Some(Err(why)) => return Err(Passed::Refused(inside(symbol, why))),
+                    None => {
+                        return Err(Passed::Refused(
+                            "breakpoints inside functions are placed on x86-64 alone".to_owned(),
+                        ));
+                    }
+                };
+                if place == Place::Returns
+                    && let Err(why) = &sites.returns
+                {
+                    return Err(Passed::Refused(inside(symbol, why)));
+                }
+            }
             if matches!(place, Place::Fentry | Place::Fexit) && !btf_has(symbol) {
                 return Err(Passed::Refused(format!(
                     "type information has no function {symbol}"
@@ -368,6 +403,10 @@ fn present(symbol: &str, place: Place, facts: &Facts<'_>) -> Result<(), Passed> 
             Ok(())
         }
     }
+}
+
+fn inside(symbol: &str, why: &str) -> String {
+    format!("no place for a probe inside {symbol}: {why}")
 }
 
 /// `page_counter_charge + page_counter_try_charge`, each once.
@@ -390,6 +429,7 @@ fn symbols_of(candidate: &Candidate) -> String {
 /// Every kernel symbol the table names, and those the layout needs: what to look for in kallsyms.
 pub fn symbols_wanted() -> Vec<String> {
     let mut wanted = vec!["memory_cgrp_subsys".to_owned()];
+    wanted.extend(RETURN_THUNKS.iter().map(|name| (*name).to_owned()));
     for hook in ROLES
         .iter()
         .flat_map(|role| role.candidates)

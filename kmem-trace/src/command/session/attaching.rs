@@ -43,6 +43,7 @@ pub fn attach_best(inspection: &Inspection, request: &Request) -> Result<(Plan, 
         match attach(
             &plan,
             &config,
+            &inspection.sites,
             &request.roles,
             request.sizes,
             aya_btf.as_ref(),

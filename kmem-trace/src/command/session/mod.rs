@@ -275,7 +275,7 @@ impl Session {
         if !self.plan.exact {
             return Ok(None);
         }
-        let reading = self.reading()?;
+        let reading = self.reading();
         let differences = self.streamed.differences(&reading);
         for (id, slot, streamed, total) in differences.iter().take(10) {
             log::debug!("cgroup {id} slot {slot}: streamed {streamed} pages, totals {total}");

@@ -59,8 +59,10 @@ impl MemcgStat {
             .override_global("CONFIG", &config, true)
             .override_global("MEMBERS", &members, true)
             .map_max_entries("RING", 4096)
+            .map_max_entries("PLACES", 1)
+            .map_max_entries("FREE", 1)
+            .map_max_entries("CGROUPS", 1)
             .map_max_entries("TOTALS", 1)
-            .map_max_entries("ANCESTRY", 1)
             .load(OBJECT)
             .map_err(|error| format!("the kernel did not take the BPF maps: {}", cause(&error)))?;
         let words = loaded
