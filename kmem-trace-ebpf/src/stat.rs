@@ -3,8 +3,8 @@
 
 use aya_ebpf::{helpers::bpf_probe_read_kernel, macros::map, maps::Array};
 use kmem_trace_ebpf::words::{
-    FROM_ADDRESS, Members, NO_DIRECTORY, NO_MEMCG, OTHER_DIRECTORY, OTHER_MEMCG, READ, UNREADABLE,
-    WORDS,
+    FROM_ADDRESS, FROM_STATE, Members, NO_DIRECTORY, NO_MEMCG, OTHER_DIRECTORY, OTHER_MEMCG, READ,
+    UNREADABLE, WORDS,
 };
 
 use crate::read::{config, member};
@@ -28,9 +28,17 @@ pub fn read_words(task: u64, fd: u64, cgroup_id: u64, from: u64, count: u64) -> 
     let base = if from == FROM_ADDRESS {
         0
     } else {
-        match counters_of(task, fd, cgroup_id) {
+        let css = match state_of(task, fd, cgroup_id) {
             Ok(found) => found,
             Err(how_far) => return how_far,
+        };
+        if from == FROM_STATE {
+            css
+        } else {
+            match counters_of(css) {
+                Some(found) => found,
+                None => return UNREADABLE,
+            }
         }
     };
     let mut i = 0;
@@ -53,9 +61,9 @@ pub fn read_words(task: u64, fd: u64, cgroup_id: u64, from: u64, count: u64) -> 
     READ
 }
 
-/// Address of the counters of the memory cgroup whose directory `fd` is.
+/// `struct cgroup_subsys_state` of the memory cgroup whose directory `fd` is.
 #[inline(always)]
-fn counters_of(task: u64, fd: u64, cgroup_id: u64) -> Result<u64, u32> {
+fn state_of(task: u64, fd: u64, cgroup_id: u64) -> Result<u64, u32> {
     let node = directory(task, fd).ok_or(NO_DIRECTORY)?;
     let id = member::<u64>(node, config!(kernfs_node_id)).ok_or(NO_DIRECTORY)?;
     if id & config!(kernfs_node_id_mask) != cgroup_id {
@@ -69,15 +77,18 @@ fn counters_of(task: u64, fd: u64, cgroup_id: u64) -> Result<u64, u32> {
     if member::<u64>(css, members!(css_cgroup)) != Some(cgroup) {
         return Err(OTHER_MEMCG);
     }
+    Ok(css)
+}
+
+/// Address of a memory cgroup's counters.
+#[inline(always)]
+fn counters_of(css: u64) -> Option<u64> {
     let memcg = css.wrapping_sub(u64::from(config!(memcg_css)));
     if members!(is_pointer) == 1 {
-        let all = member::<u64>(memcg, members!(memcg_counters)).ok_or(UNREADABLE)?;
-        if all == 0 {
-            return Err(UNREADABLE);
-        }
-        Ok(all.wrapping_add(u64::from(members!(counters))))
+        let all = member::<u64>(memcg, members!(memcg_counters)).filter(|all| *all != 0)?;
+        Some(all.wrapping_add(u64::from(members!(counters))))
     } else {
-        Ok(memcg.wrapping_add(u64::from(members!(memcg_counters))))
+        Some(memcg.wrapping_add(u64::from(members!(memcg_counters))))
     }
 }
 

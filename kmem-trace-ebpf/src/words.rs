@@ -1,5 +1,5 @@
-//! What crosses between userspace and the program that reads a memory cgroup's own counters on
-//! request: which members lead there, which words to read, and how far it came.
+//! What crosses between userspace and the program that reads words of a memory cgroup on request:
+//! which members lead there, which words to read, and how far it came.
 
 /// Words that one run reads at most.
 pub const WORDS: usize = 32;
@@ -8,6 +8,9 @@ pub const WORDS: usize = 32;
 pub const FROM_COUNTERS: u64 = 0;
 /// Read the words at these addresses.
 pub const FROM_ADDRESS: u64 = 1;
+
+/// Read the words at these places in the cgroup's `struct cgroup_subsys_state`.
+pub const FROM_STATE: u64 = 2;
 
 /// All words were read.
 pub const READ: u32 = 1;

@@ -162,7 +162,10 @@ fn counter_owner(
         None if sources.symbols.addresses_hidden => Err(
             "kernel addresses are hidden (needs CAP_SYSLOG, or kernel.kptr_restrict=0)".to_owned(),
         ),
-        None => Err("no symbol memory_cgrp_subsys".to_owned()),
+        None => Err(
+            "this kernel lists no data symbols, and no cgroup showed where memory_cgrp_subsys is: whose page counter it is cannot be told"
+                .to_owned(),
+        ),
     }
 }
 

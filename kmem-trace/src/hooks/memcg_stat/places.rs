@@ -114,6 +114,21 @@ pub struct Places {
 /// # Errors
 /// In one line, where the types lack a member on the way.
 pub fn resolve(btf: &KernelBtf) -> Result<Places, String> {
+    let (config, mut members) = path(btf)?;
+    let counters = counters(btf, &mut members)?;
+    Ok(Places {
+        config,
+        members,
+        numbers: Numbers::read(btf)?,
+        counters,
+    })
+}
+
+/// What leads from a task's open directory to the memory cgroup of that directory.
+///
+/// # Errors
+/// In one line, where the types lack a member on the way.
+pub fn path(btf: &KernelBtf) -> Result<(Config, Members), String> {
     let at = |strukt: &str, path: &str| layout::offset(btf, strukt, path);
     let mut config = Config::UNSET;
     limits::layout(btf, &mut config);
@@ -121,7 +136,7 @@ pub fn resolve(btf: &KernelBtf) -> Result<Places, String> {
     if [config.cgroup_memory_css, config.memcg_css].contains(&ABSENT) {
         return Err("this kernel's types do not lead from a cgroup to its memory".to_owned());
     }
-    let mut members = Members {
+    let members = Members {
         task_files: at("task_struct", "files")?,
         files_fdt: at("files_struct", "fdt")?,
         fdtable_fd: at("fdtable", "fd")?,
@@ -131,13 +146,7 @@ pub fn resolve(btf: &KernelBtf) -> Result<Places, String> {
         css_cgroup: at("cgroup_subsys_state", "cgroup")?,
         ..Members::UNSET
     };
-    let counters = counters(btf, &mut members)?;
-    Ok(Places {
-        config,
-        members,
-        numbers: Numbers::read(btf)?,
-        counters,
-    })
+    Ok((config, members))
 }
 
 /// `memcg->vmstats[]` (until 5.12), `memcg->vmstats.state[]`, `memcg->vmstats->state[]` (since 6.0).
