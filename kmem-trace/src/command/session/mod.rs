@@ -136,12 +136,12 @@ impl Session {
     }
 
     pub fn ring(&mut self) -> Result<Ring> {
-        let ring = self
+        let (ring, spare) = self
             .attached
-            .ring
+            .rings
             .take()
             .context("the ring was taken already")?;
-        Ring::new(ring).context("cannot watch the ring buffer")
+        Ring::new(ring, spare).context("cannot watch the ring buffer")
     }
 
     pub fn attached(&mut self) -> &mut Attached {
@@ -178,6 +178,14 @@ impl Session {
                 if let Some(role) = self.plan.role(name).filter(|role| role.choice.is_none()) {
                     spots.push(format!("{name}: {}", role.why));
                 }
+            }
+            if self
+                .plan
+                .role("charge.user")
+                .is_some_and(|role| role.choice.is_some())
+                && !self.plan.attaches("charge.user", &self.request.roles)
+            {
+                spots.push("charge.user: its kprobes would hide from the ledger what interrupts charge meanwhile; ask for them with --events charge.user, or use --attach fentry".to_owned());
             }
         }
         if let Some(role) = self
