@@ -99,7 +99,12 @@ impl Session {
             bail!("{why}");
         }
         if let Err(why) = &inspection.allowed.bpf {
-            bail!("cannot use BPF: {why}; run as root, or see `kmem-trace doctor`");
+            let mend = if nix::unistd::geteuid().is_root() {
+                ""
+            } else {
+                "run as root, or "
+            };
+            bail!("cannot use BPF: {why}; {mend}see `kmem-trace doctor`");
         }
         attaching::raise_memlock();
         let (plan, attached) = attaching::attach_best(&inspection, &request)?;
