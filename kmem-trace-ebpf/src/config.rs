@@ -34,6 +34,9 @@ pub struct Config {
     pub memory_cgrp_subsys: u64,
     /// The tracer's own memory cgroup, to check all offsets by; 0 where it is not known.
     pub own_cgroup: u64,
+    /// The bits of `kernfs_node_id` that are the inode number of the directory: before 5.5 the
+    /// upper half is a generation.
+    pub kernfs_node_id_mask: u64,
     pub roots_len: u32,
 
     // --- struct members ---
@@ -65,7 +68,7 @@ pub struct Config {
     pub css_set_memory: u32,
     /// `struct mm_struct`: `owner`.
     pub mm_owner: u32,
-    /// `struct kernfs_node`: `id`.
+    /// `struct kernfs_node`: `id`, before 4.14 `ino`.
     pub kernfs_node_id: u32,
     /// `struct kernfs_node`: `name`.
     pub kernfs_node_name: u32,
@@ -272,6 +275,7 @@ impl Config {
         kmem_cache_flags: ABSENT,
         memory_cgrp_subsys: 0,
         own_cgroup: 0,
+        kernfs_node_id_mask: u64::MAX,
         limit_at: [ABSENT; LIMITS],
         usage_at: [ABSENT; COUNTERS],
         cgroup_memory_css: ABSENT,

@@ -2,7 +2,8 @@
 //!
 //! [`record`] is what is streamed over the ring buffer (and kept in recorded files), [`totals`]
 //! what the programs add up in maps, [`config`] the constants that userspace fills in before the
-//! programs are loaded. Everything is `#[repr(C)]`, without unnamed padding, in the byte order of
+//! programs are loaded, [`selfcheck`] and [`words`] what programs answer that are run on request.
+//! Everything is `#[repr(C)]`, without unnamed padding, in the byte order of
 //! the machine. No behaviour lives here.
 #![no_std]
 
@@ -10,6 +11,7 @@ pub mod config;
 pub mod record;
 pub mod selfcheck;
 pub mod totals;
+pub mod words;
 
 /// Version of every layout in this crate; a recorded file carries it in its header.
 pub const WIRE_VERSION: u32 = 2;
@@ -19,6 +21,7 @@ mod plain {
     use crate::{
         config::Config,
         totals::{Place, Totals},
+        words::Members,
     };
 
     // SAFETY: `repr(C)` integers without padding; every bit pattern is a value.
@@ -27,4 +30,6 @@ mod plain {
     unsafe impl aya::Pod for Totals {}
     // SAFETY: as above.
     unsafe impl aya::Pod for Place {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Members {}
 }

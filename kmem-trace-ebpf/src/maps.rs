@@ -1,7 +1,10 @@
 //! The maps, and the few operations on them that every program shares.
 
 use aya_ebpf::{
-    bindings::{BPF_ANY, BPF_F_MMAPABLE, BPF_NOEXIST, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
+    bindings::{
+        BPF_ANY, BPF_F_MMAPABLE, BPF_NOEXIST, BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP,
+        BPF_RB_NO_WAKEUP, BPF_RB_RING_SIZE,
+    },
     helpers::{
         bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_smp_processor_id, bpf_ktime_get_ns,
     },
@@ -16,6 +19,10 @@ use kmem_trace_ebpf::{
 use crate::read::config;
 
 const EBUSY: i32 = -16;
+/// What the kernel puts before each record of a ring (`BPF_RINGBUF_HDR_SZ`), in bytes.
+const RECORD_HEADER: usize = 8;
+/// How often a program in an NMI asks again for what another CPU holds.
+const ATTEMPTS: u32 = 8;
 
 /// cgroup id → its place in [`CGROUPS`] and [`TOTALS`]. Sized by userspace.
 #[map]
@@ -44,6 +51,10 @@ pub static TALLY: Array<u64> = Array::with_max_entries(TALLIES, BPF_F_MMAPABLE);
 /// The stream. Sized by userspace.
 #[map]
 pub static RING: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
+
+/// For records that found the stream's ring busy with another CPU.
+#[map]
+pub static SPARE: RingBuf = RingBuf::with_byte_size(1 << 18, 0);
 
 /// The arguments of a call between its entry and its return.
 #[repr(C)]
@@ -89,9 +100,19 @@ pub fn place(cgroup_id: u64) -> Option<(u32, bool)> {
     if let Some(found) = unsafe { PLACES.get(cgroup_id) } {
         return Some((*found, false));
     }
-    let Ok(Some(free)) = FREE.pop() else {
-        return None;
-    };
+    let mut taken = None;
+    let mut attempt = 0;
+    while attempt < ATTEMPTS {
+        match FREE.pop() {
+            Ok(free) => {
+                taken = free;
+                break;
+            }
+            // Busy, and a breakpoint's program counts as an NMI, which does not wait.
+            Err(_) => attempt += 1,
+        }
+    }
+    let free = taken?;
     let entry = CGROUPS.get_ptr_mut(free)?;
     // Named before anybody else can find it.
     unsafe { (&raw mut (*entry).cgroup_id).write_volatile(cgroup_id) };
@@ -186,9 +207,21 @@ pub fn header(kind: u16, len: usize) -> Header {
 /// Sends one record, whose fields `fill` writes; a full ring is counted.
 #[inline(always)]
 pub fn send<T: 'static>(fill: impl FnOnce(*mut T)) {
-    let Some(mut entry) = RING.reserve::<T>(0) else {
-        tally(LOST_RING, 1);
-        return;
+    let mut entry = match RING.reserve::<T>(0) {
+        Some(entry) => entry,
+        None => {
+            // A breakpoint's program counts as an NMI, and an NMI does not wait for the ring while
+            // another CPU reserves (`__bpf_ringbuf_reserve`).
+            let full = RING.query(u64::from(BPF_RB_AVAIL_DATA))
+                + (size_of::<T>() + RECORD_HEADER) as u64
+                >= RING.query(u64::from(BPF_RB_RING_SIZE));
+            let spare = if full { None } else { SPARE.reserve::<T>(0) };
+            let Some(entry) = spare else {
+                tally(LOST_RING, 1);
+                return;
+            };
+            entry
+        }
     };
     fill(entry.as_mut_ptr());
     // Waking userspace costs more than the record: it looks by itself every few milliseconds,

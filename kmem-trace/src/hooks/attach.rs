@@ -47,10 +47,12 @@ pub struct Attached {
     /// A copy for each CPU, place by place.
     totals: Mapped<Totals>,
     tally: Mapped<u64>,
-    /// Taken by the stream.
-    pub ring: Option<RingBuf<MapData>>,
+    /// The ring and its spare; taken by the stream.
+    pub rings: Option<(RingBuf<MapData>, RingBuf<MapData>)>,
     /// What was attached: role and program.
     pub programs: Vec<(&'static str, &'static str)>,
+    /// Of the ledger.
+    kprobes: stats::Kprobes,
     /// Kept over [`Self::detach`].
     last_skipped: u64,
 }
@@ -161,13 +163,28 @@ pub fn attach(
     let totals = Mapped::new(take("TOTALS")?, places * copies).context("map TOTALS")?;
     let tally = Mapped::new(take("TALLY")?, TALLIES as usize * copies).context("map TALLY")?;
     let ring = RingBuf::try_from(take("RING")?).context("map RING")?;
+    let spare = RingBuf::try_from(take("SPARE")?).context("map SPARE")?;
+    let by_kprobe: HashSet<u32> = programs
+        .iter()
+        .filter(|(role, _)| role.starts_with("counter."))
+        .filter_map(|(_, name)| match ebpf.program(name) {
+            Some(Program::KProbe(program)) => program.info().ok().map(|info| info.id()),
+            _ => None,
+        })
+        .collect();
+    let kprobes = if by_kprobe.is_empty() {
+        stats::Kprobes::default()
+    } else {
+        stats::Kprobes::of(&by_kprobe)
+    };
     Ok(Attached {
         ebpf,
         cgroups,
         totals,
         tally,
-        ring: Some(ring),
+        rings: Some((ring, spare)),
         programs,
+        kprobes,
         last_skipped: 0,
     })
 }
@@ -247,7 +264,7 @@ impl Attached {
         }
         let counted = self.tally(CALLS_COUNTED);
         let begun = self.tally(CALLS_BEGUN) + first_missed;
-        let now = alone + begun.saturating_sub(counted).min(both_missed);
+        let now = alone + self.kprobes.missed() + begun.saturating_sub(counted).min(both_missed);
         self.last_skipped.max(now)
     }
 
@@ -262,6 +279,8 @@ impl Attached {
     /// Takes all programs off their hooks; the maps stay readable.
     pub fn detach(&mut self) {
         self.last_skipped = self.skipped();
+        // They would keep the programs attached.
+        self.kprobes = stats::Kprobes::default();
         for (_, program) in self.ebpf.programs_mut() {
             // Unloading drops the links with the program.
             let _ = match program {

@@ -7,6 +7,7 @@
 //! - [`inspect`]: everything a plan depends on, read once.
 //! - [`layout`]: struct offsets, argument positions and item numbers, from type information.
 //! - [`plan`]: the candidate chosen for each role, and why.
+//! - [`memcg_stat`]: a memory cgroup's own counters, read on request.
 //! - [`site`]: where in a function a kprobe stands that no interrupt can hide events from.
 //! - [`mapping`]: the totals as the programs write them, read without a system call.
 //! - [`verify`]: whether all that was read is of this kernel.
@@ -19,6 +20,9 @@ pub mod inspect;
 pub mod layout;
 pub mod limits;
 pub mod mapping;
+pub mod memcg_stat;
+#[cfg(test)]
+mod old_kernels;
 pub mod plan;
 pub mod site;
 pub mod stats;

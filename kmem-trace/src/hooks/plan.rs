@@ -10,7 +10,7 @@ use super::{
     layout::{self, Layout, Sources},
     limits,
     site::{AllSites, RETURN_THUNKS},
-    table::{Candidate, Mechanism, Need, Place, ROLES, Role, Status},
+    table::{Candidate, Hook, Mechanism, Need, Place, ROLES, Role, Status},
 };
 
 /// `--attach`.
@@ -113,11 +113,35 @@ impl Plan {
             .collect()
     }
 
+    /// Whether a run that asks for `requested` attaches a role.
+    pub fn attaches(&self, name: &str, requested: &HashSet<String>) -> bool {
+        self.role(name).is_some_and(|resolved| {
+            resolved.choice.is_some()
+                && (self.is_default(resolved) || requested.contains(resolved.role.name))
+        })
+    }
+
     fn is_default(&self, resolved: &Resolved) -> bool {
         match resolved.role.name {
             "memcg.state" => !self.exact,
+            "charge.user" => !self.would_hide_charges(resolved),
             _ => !resolved.role.on_request,
         }
+    }
+
+    /// Frequent kprobes with interrupts on keep the ledger's own from running in those.
+    fn would_hide_charges(&self, resolved: &Resolved) -> bool {
+        let nests = |resolved: &Resolved| {
+            resolved.choice.is_some_and(|(_, it)| {
+                let plain = |hook: &Hook| matches!(hook.place, Place::Kprobe | Place::Kretprobe);
+                it.hooks.iter().any(plain)
+            })
+        };
+        let ledger = self.role("counter.charge");
+        let by_kprobe = ledger.and_then(|it| it.choice);
+        nests(resolved)
+            && by_kprobe.is_some_and(|(_, it)| it.mechanism == Mechanism::Kprobe)
+            && !ledger.is_some_and(nests)
     }
 
     pub fn rows(&self) -> Vec<Row> {
@@ -268,7 +292,7 @@ fn order(role: &'static Role, attach: AttachMode) -> Vec<(usize, &'static Candid
                 && forced != Mechanism::Tracepoint
                 && matches!(
                     candidate.mechanism,
-                    Mechanism::Tracepoint | Mechanism::RawTracepoint
+                    Mechanism::Tracepoint | Mechanism::RawTracepoint | Mechanism::BtfTracepoint
                 ))
     })
     .collect()

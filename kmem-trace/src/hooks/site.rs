@@ -6,8 +6,8 @@
 //! (`trace_call_bpf`, `kprobe_ftrace_handler`): what a softirq frees meanwhile is missed. A kprobe
 //! that stays a breakpoint runs with interrupts off. So the place to stand is an instruction that
 //! the kernel will not turn into a jump, because a branch lies in the five bytes that it would
-//! replace, and before which the arguments are still in their registers. The way out is seen the
-//! same way, by breakpoints on the function's return instructions.
+//! replace or leads into them, and before which the arguments are still in their registers. The way
+//! out is seen the same way, by breakpoints on the function's return instructions.
 //!
 //! x86-64 alone; on others, and where the code cannot be read, there is no such place.
 
@@ -120,12 +120,13 @@ pub fn find(
         .into_iter()
         .filter(|instruction| instruction.ip() >= start)
         .collect();
-    let (entry, depth) = entry(&body, arguments)?;
-    let again = body.iter().any(|instruction| {
-        instruction.near_branch_target() != 0
-            && (start..=entry).contains(&instruction.near_branch_target())
-    });
-    if again {
+    let targets: BTreeSet<u64> = body
+        .iter()
+        .filter(|instruction| is_jump(instruction))
+        .map(Instruction::near_branch_target)
+        .collect();
+    let (entry, depth) = entry(&body, arguments, &targets)?;
+    if targets.range(start..=entry).next().is_some() {
         return Err("its beginning is a loop".to_owned());
     }
     Ok(Sites {
@@ -159,7 +160,11 @@ fn body(all: &[Instruction], address: u64) -> u64 {
 }
 
 /// The first instruction that stays a breakpoint, and how deep the stack is there.
-fn entry(body: &[Instruction], arguments: u32) -> Result<(u64, u32), String> {
+fn entry(
+    body: &[Instruction],
+    arguments: u32,
+    targets: &BTreeSet<u64>,
+) -> Result<(u64, u32), String> {
     let held = [
         Register::RDI,
         Register::RSI,
@@ -181,7 +186,8 @@ fn entry(body: &[Instruction], arguments: u32) -> Result<(u64, u32), String> {
         let stays = body[index..]
             .iter()
             .take_while(|later| later.ip() < at + JUMP_BYTES)
-            .any(is_branch);
+            .any(|later| is_jump(later) || later.flow_control() == FlowControl::Call)
+            || targets.range(at + 1..at + JUMP_BYTES).next().is_some();
         if stays {
             return Ok((at, u32::try_from(depth).map_err(|_| "its stack is odd")?));
         }
@@ -200,11 +206,12 @@ fn entry(body: &[Instruction], arguments: u32) -> Result<(u64, u32), String> {
     Err("no place where a probe stays".to_owned())
 }
 
-/// What the kernel does not move out of line together with its neighbours (`can_boost`).
-fn is_branch(instruction: &Instruction) -> bool {
+/// A jump whose target its bytes tell: like a call, the kernel does not move it out of line together
+/// with its neighbours (`can_boost`).
+fn is_jump(instruction: &Instruction) -> bool {
     matches!(
         instruction.flow_control(),
-        FlowControl::ConditionalBranch | FlowControl::UnconditionalBranch | FlowControl::Call
+        FlowControl::ConditionalBranch | FlowControl::UnconditionalBranch
     )
 }
 

@@ -99,7 +99,12 @@ impl Session {
             bail!("{why}");
         }
         if let Err(why) = &inspection.allowed.bpf {
-            bail!("cannot use BPF: {why}; run as root, or see `kmem-trace doctor`");
+            let mend = if nix::unistd::geteuid().is_root() {
+                ""
+            } else {
+                "run as root, or "
+            };
+            bail!("cannot use BPF: {why}; {mend}see `kmem-trace doctor`");
         }
         attaching::raise_memlock();
         let (plan, attached) = attaching::attach_best(&inspection, &request)?;
@@ -136,12 +141,12 @@ impl Session {
     }
 
     pub fn ring(&mut self) -> Result<Ring> {
-        let ring = self
+        let (ring, spare) = self
             .attached
-            .ring
+            .rings
             .take()
             .context("the ring was taken already")?;
-        Ring::new(ring).context("cannot watch the ring buffer")
+        Ring::new(ring, spare).context("cannot watch the ring buffer")
     }
 
     pub fn attached(&mut self) -> &mut Attached {
@@ -178,6 +183,14 @@ impl Session {
                 if let Some(role) = self.plan.role(name).filter(|role| role.choice.is_none()) {
                     spots.push(format!("{name}: {}", role.why));
                 }
+            }
+            if self
+                .plan
+                .role("charge.user")
+                .is_some_and(|role| role.choice.is_some())
+                && !self.plan.attaches("charge.user", &self.request.roles)
+            {
+                spots.push("charge.user: its kprobes would hide from the ledger what interrupts charge meanwhile; ask for them with --events charge.user, or use --attach fentry".to_owned());
             }
         }
         if let Some(role) = self
@@ -240,7 +253,9 @@ impl Session {
         for target in self.request.targets.clone() {
             for dir in cgroupfs::walk(&target) {
                 self.tree.see(dir.id, &dir.path_in_hierarchy);
-                if dir.level <= target.level + self.request.depth
+                // The root has no ledger, only events.
+                if !self.request.mount.is_root(&dir.dir)
+                    && dir.level <= target.level + self.request.depth
                     && !reported.iter().any(|known: &CgroupDir| known.id == dir.id)
                 {
                     reported.push(dir);
