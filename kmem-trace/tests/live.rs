@@ -2,10 +2,14 @@
 //! right, and are wrong words answered in a way that helps? Needs root for the first; says so
 //! where it is not. What a kernel of our own is needed for is in `tests/kernel`.
 
+#[path = "live/cost.rs"]
+mod cost;
 #[path = "live/names.rs"]
 mod names;
 #[path = "live/output.rs"]
 mod output;
+#[path = "live/privilege.rs"]
+mod privilege;
 mod support;
 
 use std::{

@@ -104,6 +104,7 @@ fn tried(
         },
         depth: 0,
         log_level: 0,
+        bpf_stats: false,
         strike: strike.clone(),
     };
     attaching::raise_memlock();

@@ -8,6 +8,7 @@ pub mod enable;
 pub mod explain;
 pub mod made;
 pub mod names;
+pub mod privilege;
 pub mod run;
 pub mod session;
 pub mod trace;

@@ -17,6 +17,7 @@ use tokio::{
 use super::{
     cli::{Common, Format, TraceArgs},
     names::SessionNames,
+    privilege,
     session::{Request, Session},
 };
 use crate::{
@@ -83,6 +84,9 @@ pub async fn main(args: TraceArgs) -> Result<Outcome> {
         targets.push(cgroupfs::of_pid(&mount, pid)?);
     }
     let mut trace = Trace::start(&mount, targets, &args.common).await?;
+    if let Err(error) = privilege::give_up() {
+        log::warn!("this trace keeps its capabilities: {error:#}");
+    }
     trace.follow(std::future::pending::<()>()).await
 }
 
@@ -136,6 +140,7 @@ impl<'a> Trace<'a> {
             },
             depth: common.depth,
             log_level: if common.verbose >= 2 { 4 } else { 0 },
+            bpf_stats: common.bpf_stats,
             strike: struck(&common.strike)?,
         })
         .await?;
@@ -252,7 +257,10 @@ impl<'a> Trace<'a> {
 
     fn print_reports(&mut self) -> Result<()> {
         self.drain()?;
-        let reports = self.session.reports()?;
+        let mut reports = self.session.reports()?;
+        if let Some(first) = reports.first_mut() {
+            first.own = Some(self.session.own_cost());
+        }
         for report in &reports {
             if !report.holds() {
                 self.worst = Outcome::Beyond;
@@ -355,9 +363,11 @@ impl<'a> Trace<'a> {
             recorder.finish().context("cannot record")?;
         }
         let stream = self.session.stream_check()?;
-        let Some(report) = self.last.first().cloned() else {
+        let Some(mut report) = self.last.first().cloned() else {
             return Ok(());
         };
+        // The summary has the latest.
+        report.own = None;
         let verdict = verdict(&self.last, self.worst, stream.as_ref());
         let summary = Summary {
             report,

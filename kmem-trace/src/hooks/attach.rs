@@ -17,6 +17,8 @@ use kmem_trace_ebpf::{
     totals::{CALLS_BEGUN, CALLS_COUNTED, Place as TotalsPlace, TALLIES, Totals},
 };
 
+use crate::kernel::proc::own;
+
 use super::{
     allowed::cause,
     mapping::Mapped,
@@ -55,6 +57,8 @@ pub struct Attached {
     kprobes: stats::Kprobes,
     /// Kept over [`Self::detach`].
     last_skipped: u64,
+    /// Memory of all maps, bytes.
+    pub map_bytes: u64,
 }
 
 /// A candidate that the kernel refused, so that the next one can be tried.
@@ -118,6 +122,8 @@ pub fn attach(
     let mut ebpf = loader
         .load(OBJECT)
         .map_err(|error| anyhow!("the kernel did not take the BPF maps: {}", cause(&error)))?;
+    // While all of them are open: some are needed by the programs alone.
+    let map_bytes = own::bpf_map_bytes();
     verify::offsets_hold(&mut ebpf, &config).map_err(|why| anyhow!(why))?;
     let mut free = Stack::<_, u32>::try_from(
         ebpf.take_map("FREE")
@@ -186,6 +192,7 @@ pub fn attach(
         programs,
         kprobes,
         last_skipped: 0,
+        map_bytes,
     })
 }
 

@@ -89,6 +89,9 @@ pub struct Report {
     pub lost: Lost,
     /// Of this report's figures, which are lower bounds or not visible, and why.
     pub limits: Vec<String>,
+    /// What the tracer cost until then; in the first of the reports that are made together.
+    #[serde(rename = "self", skip_serializing_if = "Option::is_none")]
+    pub own: Option<SelfCost>,
 }
 
 impl Report {
@@ -100,7 +103,7 @@ impl Report {
 }
 
 /// What the tracer itself costs.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct SelfCost {
     /// Time in our BPF programs; `None` unless the kernel's BPF statistics were on.
     pub bpf_run_ns: Option<u64>,
@@ -108,6 +111,18 @@ pub struct SelfCost {
     /// CPU time of the tracer's process, seconds.
     pub cpu_s: f64,
     pub rss_bytes: u64,
+    /// Memory of the maps in the kernel.
+    pub map_bytes: u64,
+    /// By program; empty unless the kernel's BPF statistics were on.
+    pub programs: Vec<ProgramCost>,
+}
+
+/// What one BPF program cost.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ProgramCost {
+    pub program: String,
+    pub run_ns: u64,
+    pub runs: u64,
 }
 
 /// Do the streamed records and the kernel-side totals say the same?

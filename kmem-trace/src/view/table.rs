@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 
 use super::size::{count, human, signed};
-use crate::reconcile::report::{Report, Summary};
+use crate::reconcile::report::{Report, SelfCost, Summary};
 
 /// What stands above every screen.
 #[derive(Clone, Debug)]
@@ -158,6 +158,9 @@ pub fn report(out: &mut impl Write, report: &Report, usage_file: &str) -> io::Re
     for limit in &report.limits {
         writeln!(out, "  note: {limit}")?;
     }
+    if let Some(own) = &report.own {
+        writeln!(out, "{}", cost_text(own))?;
+    }
     out.flush()
 }
 
@@ -210,23 +213,33 @@ pub fn summary(out: &mut impl Write, summary: &Summary) -> io::Result<()> {
     for sentence in &summary.verdict {
         writeln!(out, "{sentence}")?;
     }
-    let own = &summary.own;
-    write!(
-        out,
-        "tracer: {:.2} s CPU, {} RSS",
-        own.cpu_s,
-        human(own.rss_bytes)
-    )?;
-    if let (Some(ns), Some(runs)) = (own.bpf_run_ns, own.bpf_runs) {
-        write!(
+    writeln!(out, "{}", cost_text(&summary.own))?;
+    for program in &summary.own.programs {
+        writeln!(
             out,
-            ", {} BPF runs in {:.3} s",
-            count(runs),
-            ns as f64 / 1e9
+            "  {:<26}{:>14} runs{:>12.3} ms{:>10.0} ns a run",
+            program.program,
+            count(program.runs),
+            program.run_ns as f64 / 1e6,
+            program.run_ns as f64 / program.runs as f64
         )?;
     }
-    writeln!(out)?;
     out.flush()
+}
+
+fn cost_text(own: &SelfCost) -> String {
+    let bpf = match (own.bpf_run_ns, own.bpf_runs) {
+        (Some(ns), Some(runs)) => {
+            format!(", {} BPF runs in {:.3} s", count(runs), ns as f64 / 1e9)
+        }
+        _ => String::new(),
+    };
+    format!(
+        "tracer: {:.2} s CPU, {} RSS, {} in maps{bpf}",
+        own.cpu_s,
+        human(own.rss_bytes),
+        human(own.map_bytes)
+    )
 }
 
 fn row(out: &mut impl Write, label: &str, figure: &str, remark: &str) -> io::Result<()> {

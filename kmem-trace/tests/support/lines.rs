@@ -101,7 +101,14 @@ pub const BREAKDOWN: &[&str] = &[
     "stock",
 ];
 pub const LOST: &[&str] = &["ring", "map_full", "skipped"];
-pub const SELF: &[&str] = &["bpf_run_ns", "bpf_runs", "cpu_s", "rss_bytes"];
+pub const SELF: &[&str] = &[
+    "bpf_run_ns",
+    "bpf_runs",
+    "cpu_s",
+    "rss_bytes",
+    "map_bytes",
+    "programs",
+];
 pub const EVENT: &[&str] = &["type", "role", "time_ns", "cpu", "pid", "comm"];
 
 #[track_caller]

@@ -30,6 +30,7 @@ use crate::{
         inspect::Inspection,
         limits::{self, Accounting, Unit},
         plan::{AttachMode, Plan, Struck},
+        stats::{self, Measuring, ProgramStats},
     },
     kernel::{
         cgroupfs::{self, CgroupDir, Hierarchy, MemoryMount},
@@ -38,7 +39,7 @@ use crate::{
     ledger::{book::Streamed, tree::Tree},
     reconcile::{
         limit,
-        report::{SelfCost, StreamCheck},
+        report::{ProgramCost, SelfCost, StreamCheck},
         usage::Base,
     },
     stream::{
@@ -62,6 +63,8 @@ pub struct Request {
     /// aya-log's level: 0 off … 5 trace.
     pub log_level: u8,
     pub strike: Struck,
+    /// Let the kernel measure the programs.
+    pub bpf_stats: bool,
 }
 /// Longer than any page counter call takes: after it, none is under way that began before.
 const SETTLE: Duration = Duration::from_millis(20);
@@ -75,6 +78,8 @@ pub struct Session {
     pub streamed: Streamed,
     request: Request,
     attached: Attached,
+    /// The kernel measures the programs while this is there.
+    _measuring: Option<Measuring>,
     started: Instant,
     /// Bases of the cgroups that were there at attach, by counter.
     bases: HashMap<(u64, &'static str), Base>,
@@ -107,6 +112,12 @@ impl Session {
             bail!("cannot use BPF: {why}; {mend}see `kmem-trace doctor`");
         }
         attaching::raise_memlock();
+        let measuring = match request.bpf_stats {
+            true => Some(stats::measure().context(
+                "cannot switch the kernel's BPF statistics on (Linux 5.8 and later have them); leave --bpf-stats out",
+            )?),
+            false => None,
+        };
         let (plan, attached) = attaching::attach_best(&inspection, &request)?;
         attaching::require_ledger(&plan)?;
         tokio::time::sleep(SETTLE).await;
@@ -126,6 +137,7 @@ impl Session {
             tree: Tree::default(),
             streamed: Streamed::default(),
             attached,
+            _measuring: measuring,
             started: Instant::now(),
             bases: HashMap::new(),
             reported: Vec::new(),
@@ -301,14 +313,26 @@ impl Session {
     }
 
     /// What the tracer costs so far.
-    pub fn own_cost(&mut self) -> SelfCost {
-        let (bpf_run_ns, bpf_runs) = self.attached.run_time().unzip();
+    pub fn own_cost(&self) -> SelfCost {
         let own = proc::own_cost().unwrap_or_default();
+        let ran = |(name, stats): &(&str, ProgramStats)| {
+            (stats.run_count > 0).then(|| ProgramCost {
+                program: (*name).to_owned(),
+                run_ns: stats.run_time_ns,
+                runs: stats.run_count,
+            })
+        };
+        let mut programs: Vec<_> = self.attached.stats().iter().filter_map(ran).collect();
+        programs.sort_by_key(|program| std::cmp::Reverse(program.run_ns));
+        let measured = !programs.is_empty();
+        let sum = |of: fn(&ProgramCost) -> u64| programs.iter().map(of).sum();
         SelfCost {
-            bpf_run_ns,
-            bpf_runs,
+            bpf_run_ns: measured.then(|| sum(|program| program.run_ns)),
+            bpf_runs: measured.then(|| sum(|program| program.runs)),
             cpu_s: own.cpu_s,
             rss_bytes: own.rss_bytes,
+            map_bytes: self.attached.map_bytes,
+            programs,
         }
     }
 }

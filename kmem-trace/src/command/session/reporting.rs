@@ -151,6 +151,7 @@ impl Session {
             totals_bytes: net_bytes,
             lost,
             limits: self.limits(&lost),
+            own: None,
         }
     }
 }

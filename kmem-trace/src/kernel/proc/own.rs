@@ -1,6 +1,6 @@
 //! What this process itself costs: memory and CPU time.
 
-use std::{path::Path, time::Duration};
+use std::{collections::BTreeMap, path::Path, time::Duration};
 
 use nix::sys::{
     resource::{UsageWho, getrusage},
@@ -41,6 +41,31 @@ pub fn own_cost() -> Result<OwnCost, FileError> {
 pub fn rss_bytes() -> Result<u64, FileError> {
     let pages = file::read_as(Path::new("/proc/self/statm"), parse_resident_pages)?;
     Ok(pages.saturating_mul(page_bytes()))
+}
+
+/// Memory of the BPF maps that this process has open, bytes; 0 where the kernel does not say.
+pub fn bpf_map_bytes() -> u64 {
+    let Ok(entries) = std::fs::read_dir("/proc/self/fdinfo") else {
+        return 0;
+    };
+    let maps: BTreeMap<u64, u64> = entries
+        .flatten()
+        .filter_map(|entry| parse_bpf_map(&file::read(&entry.path()).ok()?))
+        .collect();
+    maps.values()
+        .fold(0, |sum, bytes| sum.saturating_add(*bytes))
+}
+
+/// Id and bytes of a BPF map from a `fdinfo` file (`bpf_map_show_fdinfo`, kernel/bpf/syscall.c);
+/// `None` for any other descriptor.
+pub fn parse_bpf_map(bytes: &[u8]) -> Option<(u64, u64)> {
+    let value = |name: &[u8]| {
+        file::lines(bytes).find_map(|(_, line)| {
+            let mut words = file::words(line);
+            (words.next()? == name).then(|| words.next().and_then(file::number))?
+        })
+    };
+    Some((value(b"map_id:")?, value(b"memlock:")?))
 }
 
 /// Size of a page in bytes.
@@ -96,10 +121,22 @@ mod tests {
         assert!(cost.cpu_s >= before.as_secs_f64() && cost.rss_bytes > 0);
     }
 
+    #[test]
+    fn a_map_is_told_from_other_descriptors() {
+        let map = b"pos:\t0\nflags:\t02000002\nmap_type:\t2\nkey_size:\t4\nmemlock:\t8192\nmap_id:\t17\nfrozen:\t0\n";
+        assert_eq!(parse_bpf_map(map), Some((17, 8192)));
+        assert_eq!(
+            parse_bpf_map(b"pos:\t0\nprog_id:\t4\nmemlock:\t4096\n"),
+            None
+        );
+        assert_eq!(parse_bpf_map(b"map_id:\t17\nmemlock:\t-1\n"), None);
+    }
+
     proptest! {
         #[test]
         fn no_bytes_make_the_parser_panic(bytes in prop::collection::vec(any::<u8>(), 0..100)) {
             let _ = parse_resident_pages(&bytes);
+            let _ = parse_bpf_map(&bytes);
         }
     }
 }
