@@ -89,7 +89,7 @@ struct Use {
 }
 
 /// What tracing uses, found by taking each away from a trace that worked.
-const USED: [Use; 5] = [
+const USED: [Use; 6] = [
     Use {
         capability: Capability::CAP_BPF,
         name: "CAP_BPF",
@@ -107,6 +107,12 @@ const USED: [Use; 5] = [
         name: "CAP_SYSLOG",
         stands_in: None,
         purpose: "to see kernel addresses in /proc/kallsyms, for an exact ledger",
+    },
+    Use {
+        capability: Capability::CAP_SYS_RAWIO,
+        name: "CAP_SYS_RAWIO",
+        stands_in: None,
+        purpose: "to read the kernel's code in /proc/kcore, for exact kprobes",
     },
     Use {
         capability: Capability::CAP_DAC_READ_SEARCH,
@@ -301,7 +307,12 @@ mod tests {
         };
         assert_eq!(
             missing(&|c| c == Capability::CAP_SYS_ADMIN),
-            ["CAP_SYSLOG", "CAP_DAC_READ_SEARCH", "CAP_SYS_RESOURCE"]
+            [
+                "CAP_SYSLOG",
+                "CAP_SYS_RAWIO",
+                "CAP_DAC_READ_SEARCH",
+                "CAP_SYS_RESOURCE"
+            ]
         );
         assert_eq!(missing(&|_| true), [""; 0]);
         assert_eq!(missing(&|_| false).len(), USED.len());
