@@ -1,7 +1,7 @@
 //! The wire: what crosses between the BPF programs and userspace, defined once for both.
 //!
 //! [`record`] is what is streamed over the ring buffer (and kept in recorded files), [`totals`]
-//! what the programs add up in maps, [`config`] the constants that userspace fills in before the
+//! and [`sums`] what the programs add up in maps, [`config`] the constants that userspace fills in before the
 //! programs are loaded. Everything is `#[repr(C)]`, without unnamed padding, in the byte order of
 //! the machine. No behaviour lives here.
 #![no_std]
@@ -9,6 +9,7 @@
 pub mod config;
 pub mod record;
 pub mod selfcheck;
+pub mod sums;
 pub mod totals;
 
 /// Version of every layout in this crate; a recorded file carries it in its header.
@@ -18,6 +19,7 @@ pub const WIRE_VERSION: u32 = 2;
 mod plain {
     use crate::{
         config::Config,
+        sums::{Cache, Origin, SlabKey, SlabSums},
         totals::{Ancestry, Totals},
     };
 
@@ -27,4 +29,12 @@ mod plain {
     unsafe impl aya::Pod for Totals {}
     // SAFETY: as above.
     unsafe impl aya::Pod for Ancestry {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for SlabKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for SlabSums {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Cache {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Origin {}
 }

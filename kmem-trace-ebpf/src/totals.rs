@@ -80,8 +80,14 @@ pub const LOST_DEPTH: u32 = 3;
 pub const SEEN_ELSEWHERE: u32 = 4;
 /// Pages of those charges that are in no total (unread or map full).
 pub const LOST_PAGES: u32 = 5;
+/// Slab events that found the map of sums full.
+pub const LOST_SLAB_KEYS: u32 = 6;
+/// Objects without a payer that could not be remembered: their frees count as older than the trace.
+pub const LOST_OBJECTS: u32 = 7;
+/// Objects whose slab page named another cache than the event: not counted.
+pub const SLAB_MISREAD: u32 = 8;
 /// Places in the tally map.
-pub const TALLIES: u32 = 6;
+pub const TALLIES: u32 = 9;
 
 /// How many levels of ancestors a program walks when it first sees a cgroup.
 pub const ANCESTRY_DEPTH: usize = 64;

@@ -41,7 +41,7 @@ use crate::{
     view::{
         event::{self, Event},
         json::{self, Line, PlanLine},
-        table as screen,
+        slab as view_slab, table as screen,
     },
 };
 
@@ -121,9 +121,11 @@ impl<'a> Trace<'a> {
             attach: common.attach,
             btf: common.btf.clone(),
             roles: events.clone().unwrap_or_default(),
+            slab: !common.no_slab,
             sizes: Sizes {
                 ring_bytes: (common.ring * 1024).next_power_of_two().max(4096),
                 cgroups: common.max_cgroups,
+                objects: common.max_objects,
             },
             depth: common.depth,
             log_level: if common.verbose >= 2 { 4 } else { 0 },
@@ -261,10 +263,32 @@ impl<'a> Trace<'a> {
                 }
             }
         }
+        self.print_slab()?;
         if !reports.is_empty() {
             self.last = reports;
         }
         Ok(())
+    }
+
+    fn print_slab(&mut self) -> Result<()> {
+        if self.events.is_some() || self.quiet {
+            return Ok(());
+        }
+        let Some(slab) = self.session.slab_report()? else {
+            return Ok(());
+        };
+        match self.common.format {
+            Format::Json => {
+                for line in &slab.lines {
+                    self.line(&Line::Slab(line))?;
+                }
+                self.line(&Line::Node(&slab.node))
+            }
+            Format::Table => {
+                let result = view_slab::report(&mut self.out, &slab);
+                self.written(result)
+            }
+        }
     }
 
     fn usage_file(&self) -> &'static str {

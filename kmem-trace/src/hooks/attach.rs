@@ -10,6 +10,7 @@ use aya::{
 };
 use kmem_trace_ebpf::{
     config::Config,
+    sums::{Cache, SlabKey, SlabSums},
     totals::{Ancestry, Totals},
 };
 
@@ -31,6 +32,8 @@ pub struct Sizes {
     pub ring_bytes: u32,
     /// Cgroups that the totals hold.
     pub cgroups: u32,
+    /// Slab objects without a payer that are remembered.
+    pub objects: u32,
 }
 
 /// Programs in place, and the maps they fill.
@@ -39,6 +42,8 @@ pub struct Attached {
     pub totals: PerCpuHashMap<MapData, u64, Totals>,
     pub ancestry: HashMap<MapData, u64, Ancestry>,
     pub tally: PerCpuArray<MapData, u64>,
+    pub slab: PerCpuHashMap<MapData, SlabKey, SlabSums>,
+    pub caches: HashMap<MapData, u64, Cache>,
     /// Taken by the stream.
     pub ring: Option<RingBuf<MapData>>,
     /// What was attached: role and program.
@@ -88,7 +93,8 @@ pub fn attach(
         .override_global("AYA_LOG_LEVEL", &log_level, false)
         .map_max_entries("RING", sizes.ring_bytes)
         .map_max_entries("TOTALS", sizes.cgroups)
-        .map_max_entries("ANCESTRY", sizes.cgroups);
+        .map_max_entries("ANCESTRY", sizes.cgroups)
+        .map_max_entries("OWNERLESS", if plan.slab { sizes.objects } else { 1 });
     let mut ebpf = loader
         .load(OBJECT)
         .map_err(|error| anyhow!("the kernel did not take the BPF maps: {}", cause(&error)))?;
@@ -128,12 +134,16 @@ pub fn attach(
     let totals = PerCpuHashMap::try_from(take("TOTALS")?).context("map TOTALS")?;
     let ancestry = HashMap::try_from(take("ANCESTRY")?).context("map ANCESTRY")?;
     let tally = PerCpuArray::try_from(take("TALLY")?).context("map TALLY")?;
+    let slab = PerCpuHashMap::try_from(take("SLAB")?).context("map SLAB")?;
+    let caches = HashMap::try_from(take("CACHES")?).context("map CACHES")?;
     let ring = RingBuf::try_from(take("RING")?).context("map RING")?;
     Ok(Attached {
         ebpf,
         totals,
         ancestry,
         tally,
+        slab,
+        caches,
         ring: Some(ring),
         programs,
         last_skipped: 0,

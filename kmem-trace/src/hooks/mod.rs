@@ -6,6 +6,7 @@
 //! - [`allowed`]: what this kernel lets us do, found by trying.
 //! - [`inspect`]: everything a plan depends on, read once.
 //! - [`layout`]: struct offsets, argument positions and item numbers, from type information.
+//! - [`slab_layout`]: the same for the way from a slab object to its payer.
 //! - [`plan`]: the candidate chosen for each role, and why.
 //! - [`verify`]: whether all that was read is of this kernel.
 //! - [`attach`]: the plan loaded and attached.
@@ -17,6 +18,7 @@ pub mod inspect;
 pub mod layout;
 pub mod limits;
 pub mod plan;
+pub mod slab_layout;
 pub mod stats;
 pub mod table;
 pub mod verify;

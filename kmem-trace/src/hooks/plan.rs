@@ -79,6 +79,10 @@ impl Resolved {
 pub struct Plan {
     pub roles: Vec<Resolved>,
     pub config: Config,
+    /// Whether payers can be read off slab objects, or why not.
+    pub attribution: Result<(), String>,
+    /// Slab is attributed in this run.
+    pub slab: bool,
     /// The ledger follows page counters, exactly; otherwise `memory.stat` items, within a bound.
     pub exact: bool,
 }
@@ -113,6 +117,7 @@ impl Plan {
     fn is_default(&self, resolved: &Resolved) -> bool {
         match resolved.role.name {
             "memcg.state" => !self.exact,
+            name if name.starts_with("slab.") => self.slab,
             _ => !resolved.role.on_request,
         }
     }
@@ -157,11 +162,33 @@ pub fn resolve(facts: &Facts<'_>) -> Plan {
             .iter()
             .any(|resolved| resolved.role.name == *name && resolved.choice.is_some())
     });
+    let attribution = match (&facts.allowed.reads, unmet.get(&Need::SlabPlace)) {
+        (Err(why), _) => Err(why.clone()),
+        (_, Some(why)) => Err(why.clone()),
+        _ => attributable(&roles),
+    };
     Plan {
         roles,
         config,
+        attribution,
+        slab: false,
         exact,
     }
+}
+
+/// Whether the slab roles are served by what attribution can afford. A classic tracepoint shares its
+/// guard with kprobes: a charge that nests in one would be missed by the ledger.
+fn attributable(roles: &[Resolved]) -> Result<(), String> {
+    for resolved in roles
+        .iter()
+        .filter(|resolved| ["slab.alloc", "slab.free"].contains(&resolved.role.name))
+    {
+        match resolved.choice {
+            Some((_, candidate)) if candidate.mechanism != Mechanism::Tracepoint => {}
+            _ => return Err(format!("{}: {}", resolved.role.name, resolved.why)),
+        }
+    }
+    Ok(())
 }
 
 /// Why a candidate was passed over.
@@ -389,7 +416,9 @@ fn symbols_of(candidate: &Candidate) -> String {
 
 /// Every kernel symbol the table names, and those the layout needs: what to look for in kallsyms.
 pub fn symbols_wanted() -> Vec<String> {
-    let mut wanted = vec!["memory_cgrp_subsys".to_owned()];
+    let mut wanted: Vec<String> = ["memory_cgrp_subsys", "vmemmap_base", "page_offset_base"]
+        .map(str::to_owned)
+        .to_vec();
     for hook in ROLES
         .iter()
         .flat_map(|role| role.candidates)

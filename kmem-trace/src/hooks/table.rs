@@ -66,6 +66,8 @@ pub enum Need {
     KmemLimitArguments,
     /// Items of `memory.stat` and their numbers.
     StatItems,
+    /// From an object's address to its slab page, cache and payer.
+    SlabPlace,
     /// The traced cgroups are of cgroup v1.
     V1,
     /// The traced cgroups are of cgroup v2.
@@ -136,24 +138,24 @@ macro_rules! user_charge {
     };
 }
 
-/// One slab event under its three mechanisms, the cheapest first.
+/// Slab events under each mechanism, the cheapest first.
 macro_rules! slab_candidates {
-    ($($raw:literal $classic:literal $tracepoint:literal),*) => {
+    ($([$($raw:literal $classic:literal $tracepoint:literal),*])*) => {
         &[
-            Candidate {
+            $(Candidate {
                 mechanism: M::RawTracepoint,
                 hooks: hooks! { $($raw P::RawTracepoint, $tracepoint;)* },
                 needs: &[],
                 gives: Status::Exact,
                 remark: "",
-            },
-            Candidate {
+            },)*
+            $(Candidate {
                 mechanism: M::Tracepoint,
                 hooks: hooks! { $($classic P::Tracepoint("kmem"), $tracepoint;)* },
                 needs: &[],
                 gives: Status::Bounded,
                 remark: "cache names and payers need kernel reads, which are not allowed here",
-            },
+            },)*
         ]
     };
 }
@@ -442,8 +444,13 @@ pub static ROLES: &[Role] = &[
         name: "slab.alloc",
         purpose: "slab objects allocated",
         candidates: slab_candidates!(
-            "rt_cache_alloc" "tp_cache_alloc" "kmem_cache_alloc",
-            "rt_kmalloc" "tp_kmalloc" "kmalloc"
+            // Kernels that tell allocations on a node apart (before 6.1).
+            ["rt_cache_alloc" "tp_cache_alloc" "kmem_cache_alloc",
+             "rt_cache_alloc" "tp_cache_alloc" "kmem_cache_alloc_node",
+             "rt_kmalloc" "tp_kmalloc" "kmalloc",
+             "rt_kmalloc" "tp_kmalloc" "kmalloc_node"]
+            ["rt_cache_alloc" "tp_cache_alloc" "kmem_cache_alloc",
+             "rt_kmalloc" "tp_kmalloc" "kmalloc"]
         ),
         without: "slab allocations are not seen",
         on_request: true,
@@ -452,10 +459,27 @@ pub static ROLES: &[Role] = &[
         name: "slab.free",
         purpose: "slab objects freed",
         candidates: slab_candidates!(
-            "rt_cache_free" "tp_cache_free" "kmem_cache_free",
-            "rt_kfree" "tp_kfree" "kfree"
+            ["rt_cache_free" "tp_cache_free" "kmem_cache_free", "rt_kfree" "tp_kfree" "kfree"]
         ),
         without: "slab frees are not seen",
+        on_request: true,
+    },
+    Role {
+        name: "slab.context",
+        purpose: "softirqs and hardirq handlers, where there is no task to charge",
+        candidates: &[Candidate {
+            mechanism: M::RawTracepoint,
+            hooks: hooks! {
+                "rt_softirq_entry" P::RawTracepoint, "softirq_entry";
+                "rt_softirq_exit" P::RawTracepoint, "softirq_exit";
+                "rt_hardirq_entry" P::RawTracepoint, "irq_handler_entry";
+                "rt_hardirq_exit" P::RawTracepoint, "irq_handler_exit";
+            },
+            needs: &[],
+            gives: Status::Exact,
+            remark: "",
+        }],
+        without: "objects born in interrupts are put down to the task that was interrupted",
         on_request: true,
     },
 ];

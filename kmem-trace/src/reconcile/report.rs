@@ -131,3 +131,63 @@ pub struct Summary {
     #[serde(rename = "self")]
     pub own: SelfCost,
 }
+
+/// Slab of one cache, cause and call site.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct SlabLine {
+    pub cgroup: String,
+    pub cache: String,
+    /// `charged`, or why not.
+    pub cause: &'static str,
+    /// The function that asked; of charged rows, the one that asked for most.
+    pub call_site: Option<String>,
+    /// Came less went, since the trace began.
+    pub objects: i64,
+    pub bytes: i64,
+    pub allocated_bytes: u64,
+    pub freed_bytes: u64,
+    /// Our change in live objects of this cache, over all cgroups, by the kernel's; for caches
+    /// that moved by more than 1 MiB.
+    pub coverage: Option<f64>,
+}
+
+/// Charged to one cgroup, asked for by a task of another.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct WrongPayerLine {
+    pub payer: String,
+    pub asker: String,
+    pub cache: String,
+    pub call_site: String,
+    pub allocated_bytes: u64,
+}
+
+/// The node's slab since the trace began.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct NodeLine {
+    /// Change of `Slab` in `/proc/meminfo`.
+    pub slab_delta_bytes: i64,
+    /// Charged to the traced subtrees.
+    pub charged_bytes: i64,
+    /// Asked for by them, charged to nobody.
+    pub not_charged_bytes: i64,
+    /// Other cgroups, the root, interrupts over other tasks.
+    pub other_cgroups_bytes: i64,
+    /// Change of slab pages that hold no object.
+    pub overhead_bytes: i64,
+    pub residual_bytes: i64,
+}
+
+/// Where the slab went.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SlabReport {
+    /// Most bytes first, charged before not charged.
+    pub lines: Vec<SlabLine>,
+    pub wrong_payers: Vec<WrongPayerLine>,
+    pub node: NodeLine,
+    /// Events that found the map of sums full.
+    pub lost_keys: u64,
+    /// Objects without a payer that could not be remembered.
+    pub lost_objects: u64,
+    /// Objects whose slab page named another cache than the event.
+    pub misread: u64,
+}

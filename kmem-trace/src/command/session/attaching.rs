@@ -33,12 +33,13 @@ pub fn attach_best(inspection: &Inspection, request: &Request) -> Result<(Plan, 
     let mut struck = request.strike.clone();
     let mut struck_why = HashMap::new();
     loop {
-        let plan = inspection.plan(
+        let mut plan = inspection.plan(
             request.mount.hierarchy,
             request.attach,
             &struck,
             &struck_why,
         );
+        plan.slab = request.slab && plan.attribution.is_ok();
         let config = constants(&plan, request)?;
         match attach(
             &plan,
@@ -108,6 +109,7 @@ fn constants(plan: &Plan, request: &Request) -> Result<Config> {
         u32::from(request.roles.contains("slab.alloc") || request.roles.contains("slab.free"));
     config.stream_limits = 1;
     config.own_cgroup = verify::own_cgroup(&request.mount);
+    config.attribute_slab = u32::from(plan.slab);
     config.wake_bytes = request.sizes.ring_bytes / 4;
     Ok(config)
 }

@@ -43,7 +43,7 @@ impl Session {
         cpus * accounting::cached_per_cpu(self.inspection.btf.as_ref().ok()) * STOCK_PAGES
     }
 
-    fn tally(&self, which: u32) -> u64 {
+    pub(super) fn tally(&self, which: u32) -> u64 {
         self.attached
             .tally
             .get(&which, 0)
