@@ -19,8 +19,8 @@ use kmem_trace_ebpf::{
     config::ABSENT,
     sums::{
         CACHE_NAME, CAUSE_BEFORE_TRACE, CAUSE_CHARGED, CAUSE_HARDIRQ, CAUSE_KERNEL_THREAD,
-        CAUSE_NOKMEM, CAUSE_NOT_ACCOUNTABLE, CAUSE_NOT_SLAB, CAUSE_ROOT, CAUSE_SOFTIRQ, CAUSE_UNKNOWN, Cache,
-        OTHERS, Origin, SlabKey, SlabSums,
+        CAUSE_NOKMEM, CAUSE_NOT_ACCOUNTABLE, CAUSE_NOT_SLAB, CAUSE_ROOT, CAUSE_SOFTIRQ,
+        CAUSE_UNKNOWN, Cache, OTHERS, Origin, SlabKey, SlabSums,
     },
     totals::{LOST_OBJECTS, LOST_SLAB_KEYS, SLAB_MISREAD},
 };
@@ -204,11 +204,7 @@ fn note_cache(cache: u64, size: u64) -> u64 {
             )
         };
     }
-    u64::from(
-        CACHES
-            .insert(cache, &entry, u64::from(BPF_NOEXIST))
-            .is_ok(),
-    )
+    u64::from(CACHES.insert(cache, &entry, u64::from(BPF_NOEXIST)).is_ok())
 }
 
 /// Makes room for a key's sums; 0 where there is none.
@@ -288,12 +284,13 @@ fn cause(gfp: u64, cache: u64, asking: u64) -> u64 {
 
 /// Keeps where an object without a payer came from.
 #[inline(never)]
-fn keep_origin(address: u64, asker: u64, call_site: u64, cause: u64) -> u64 {
+fn keep_origin(address: u64, asker: u64, call_site: u64, cause: u64, bytes: u64) -> u64 {
     let origin = Origin {
         asker,
         call_site,
+        bytes: bytes as u32,
         cause: cause as u8,
-        reserved: [0; 7],
+        reserved: [0; 3],
     };
     let kept = OWNERLESS
         .insert(address, &origin, u64::from(BPF_ANY))
@@ -338,6 +335,7 @@ pub fn moved(object: &Object, allocation: bool) {
         cause: CAUSE_CHARGED,
         reserved: [0; 7],
     };
+    let mut bytes = if slab == 0 { object.bytes_alloc } else { size };
     if allocation {
         let asking = memcg_of_task(unsafe { bpf_get_current_task() }).unwrap_or(0);
         key.asker = named(asking);
@@ -357,6 +355,7 @@ pub fn moved(object: &Object, allocation: bool) {
                     key.asker,
                     object.call_site,
                     u64::from(key.cause),
+                    bytes,
                 );
             }
         }
@@ -373,11 +372,13 @@ pub fn moved(object: &Object, allocation: bool) {
                 key.asker = (*origin).asker;
                 key.call_site = (*origin).call_site;
                 key.cause = (*origin).cause;
+                if slab == 0 {
+                    bytes = u64::from((*origin).bytes);
+                }
             }
             let _ = OWNERLESS.remove(object.address);
         }
     }
-    let bytes = if slab == 0 { object.bytes_alloc } else { size };
     add(&key, allocation, bytes);
 }
 

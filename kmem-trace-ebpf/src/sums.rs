@@ -74,8 +74,10 @@ pub struct Cache {
 pub struct Origin {
     pub asker: u64,
     pub call_site: u64,
+    /// Of pages of a large kmalloc: how many bytes.
+    pub bytes: u32,
     pub cause: u8,
-    pub reserved: [u8; 7],
+    pub reserved: [u8; 3],
 }
 
 const _: () = assert!(size_of::<SlabKey>() == 40);

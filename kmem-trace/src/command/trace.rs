@@ -32,6 +32,7 @@ use crate::{
     reconcile::{
         limit,
         report::{Report, Summary},
+        slab::{self as reconcile_slab, SlabReport},
     },
     stream::{
         decode::{Batch, Record},
@@ -47,6 +48,9 @@ use crate::{
 
 /// How often the ring is looked at when the programs do not say that it fills.
 const LOOK: Duration = Duration::from_millis(20);
+
+/// Slab objects without a payer that are remembered, where nobody says how many.
+pub const MAX_OBJECTS: u32 = 262_144;
 
 /// How a trace ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,6 +93,7 @@ pub struct Trace<'a> {
     first_event_ns: Option<u64>,
     worst: Outcome,
     last: Vec<Report>,
+    last_slab: Option<SlabReport>,
     /// No reports until the end.
     quiet: bool,
     /// The reader of our output is gone: finish without a word.
@@ -125,7 +130,7 @@ impl<'a> Trace<'a> {
             sizes: Sizes {
                 ring_bytes: (common.ring * 1024).next_power_of_two().max(4096),
                 cgroups: common.max_cgroups,
-                objects: common.max_objects,
+                objects: common.max_objects.unwrap_or(MAX_OBJECTS),
             },
             depth: common.depth,
             log_level: if common.verbose >= 2 { 4 } else { 0 },
@@ -148,6 +153,7 @@ impl<'a> Trace<'a> {
             first_event_ns: None,
             worst: Outcome::Explained,
             last: Vec::new(),
+            last_slab: None,
             quiet: false,
             closed: false,
         };
@@ -279,16 +285,18 @@ impl<'a> Trace<'a> {
         };
         match self.common.format {
             Format::Json => {
-                for line in &slab.lines {
+                for line in slab.lines.iter().chain(&slab.large) {
                     self.line(&Line::Slab(line))?;
                 }
-                self.line(&Line::Node(&slab.node))
+                self.line(&Line::Node(&slab.node))?;
             }
             Format::Table => {
                 let result = view_slab::report(&mut self.out, &slab);
-                self.written(result)
+                self.written(result)?;
             }
         }
+        self.last_slab = Some(slab);
+        Ok(())
     }
 
     fn usage_file(&self) -> &'static str {
@@ -373,7 +381,10 @@ impl<'a> Trace<'a> {
         let Some(report) = self.last.first().cloned() else {
             return Ok(());
         };
-        let verdict = verdict(&self.last, self.worst, stream.as_ref());
+        let mut verdict = verdict(&self.last, self.worst, stream.as_ref());
+        if let Some(slab) = &self.last_slab {
+            verdict.extend(reconcile_slab::verdict(slab));
+        }
         let summary = Summary {
             report,
             verdict,

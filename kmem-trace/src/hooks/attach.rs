@@ -171,18 +171,26 @@ impl Attached {
 
     /// Runs that the kernel skipped of the ledger's programs, as far as it counts them.
     pub fn skipped(&self) -> u64 {
-        let ledger = |name: &str| {
-            self.programs.iter().any(|(role, program)| {
-                *program == name && (role.starts_with("counter.") || *role == "memcg.state")
-            })
-        };
-        let now = self
-            .stats()
-            .iter()
-            .filter(|(name, _)| ledger(name))
-            .map(|(_, it)| it.skipped)
-            .sum();
+        let now = self.skipped_of(|role| role.starts_with("counter.") || role == "memcg.state");
         self.last_skipped.max(now)
+    }
+
+    /// The same of the programs that follow slab objects.
+    pub fn slab_skipped(&self) -> u64 {
+        self.skipped_of(|role| role.starts_with("slab."))
+    }
+
+    fn skipped_of(&self, wanted: impl Fn(&str) -> bool) -> u64 {
+        let ours = |name: &str| {
+            self.programs
+                .iter()
+                .any(|(role, program)| *program == name && wanted(role))
+        };
+        self.stats()
+            .iter()
+            .filter(|(name, _)| ours(name))
+            .map(|(_, it)| it.skipped)
+            .sum()
     }
 
     /// Time in the programs (ns) and their runs; `None` while the kernel does not measure.

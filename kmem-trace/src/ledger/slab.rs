@@ -4,13 +4,30 @@ use std::collections::HashMap;
 
 use kmem_trace_ebpf::sums::{
     CAUSE_BEFORE_TRACE, CAUSE_CHARGED, CAUSE_HARDIRQ, CAUSE_KERNEL_THREAD, CAUSE_NOKMEM,
-    CAUSE_NOT_ACCOUNTABLE, CAUSE_ROOT, CAUSE_SOFTIRQ, OTHERS, SlabKey, SlabSums,
+    CAUSE_NOT_ACCOUNTABLE, CAUSE_NOT_SLAB, CAUSE_ROOT, CAUSE_SOFTIRQ, OTHERS, SlabKey, SlabSums,
 };
 
 use super::tree::Tree;
 
 /// One reading of the kernel-side sums, added up over the CPUs.
 pub type SlabReading = HashMap<SlabKey, SlabSums>;
+
+/// What a reading says beyond an earlier one.
+pub fn since(reading: &SlabReading, base: &SlabReading) -> SlabReading {
+    reading
+        .iter()
+        .map(|(key, sums)| {
+            let mut sums = *sums;
+            if let Some(base) = base.get(key) {
+                sums.allocated = sums.allocated.wrapping_sub(base.allocated);
+                sums.allocated_bytes = sums.allocated_bytes.wrapping_sub(base.allocated_bytes);
+                sums.freed = sums.freed.wrapping_sub(base.freed);
+                sums.freed_bytes = sums.freed_bytes.wrapping_sub(base.freed_bytes);
+            }
+            (*key, sums)
+        })
+        .collect()
+}
 
 /// What became of a cgroup's slab since the trace began, for one cache, call site and cause.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -66,6 +83,8 @@ pub struct SlabBook {
     pub charged: Vec<SlabRow>,
     /// Asked for by the subtree and charged to nobody, by cache, call site and cause.
     pub uncharged: Vec<SlabRow>,
+    /// Pages of large kmallocs that the subtree asked for, which are no slab.
+    pub large: Vec<SlabRow>,
     pub wrong_payers: Vec<WrongPayer>,
 }
 
@@ -139,9 +158,13 @@ pub fn book(reading: &SlabReading, tree: &Tree, top: u64) -> SlabBook {
             it.call_site,
         )
     });
+    let (large, uncharged) = uncharged
+        .into_values()
+        .partition(|row| row.cause == CAUSE_NOT_SLAB);
     SlabBook {
         charged: sorted(charged.into_values().collect()),
-        uncharged: sorted(uncharged.into_values().collect()),
+        uncharged: sorted(uncharged),
+        large: sorted(large),
         wrong_payers,
     }
 }
@@ -190,6 +213,7 @@ pub fn cause_name(cause: u8) -> &'static str {
         CAUSE_ROOT => "root",
         CAUSE_NOKMEM => "nokmem",
         CAUSE_BEFORE_TRACE => "before-trace",
+        CAUSE_NOT_SLAB => "not-slab",
         _ => "unknown",
     }
 }
@@ -262,6 +286,27 @@ mod tests {
             (node.charged, node.not_charged, node.others),
             (0, 5 * 2048, 9 * 2048)
         );
+    }
+
+    #[test]
+    fn what_came_before_the_first_reading_does_not_count() {
+        let site = key(2, 2, 100, 7, CAUSE_CHARGED);
+        let base = SlabReading::from([(site, sums(3, 1, 64))]);
+        let reading = SlabReading::from([(site, sums(10, 1, 64))]);
+        let rows = book(&since(&reading, &base), &tree(), 1).charged;
+        assert_eq!((rows[0].allocated, rows[0].freed), (7, 0));
+    }
+
+    #[test]
+    fn pages_of_large_kmallocs_are_no_slab() {
+        let reading = SlabReading::from([
+            (key(0, 2, 0, 7, CAUSE_NOT_SLAB), sums(2, 0, 16384)),
+            (key(0, 2, 100, 7, CAUSE_SOFTIRQ), sums(1, 0, 64)),
+        ]);
+        let book = book(&reading, &tree(), 1);
+        assert_eq!((book.large.len(), book.large[0].bytes()), (1, 32768));
+        assert_eq!(book.uncharged.len(), 1);
+        assert_eq!(node(&reading).not_charged, 64);
     }
 
     #[test]

@@ -7,4 +7,5 @@ pub mod explain;
 pub mod fields;
 pub mod limit;
 pub mod report;
+pub mod slab;
 pub mod usage;

@@ -7,7 +7,10 @@ use serde::Serialize;
 use crate::{
     diagnosis::page::Page,
     hooks::plan::Row,
-    reconcile::report::{NodeLine, Report, SlabLine, Summary},
+    reconcile::{
+        report::{Report, Summary},
+        slab::{NodeLine, SlabLine},
+    },
 };
 
 /// What is in force when a trace begins.

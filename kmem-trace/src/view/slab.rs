@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 
 use super::size::{count, human};
-use crate::reconcile::report::{SlabLine, SlabReport};
+use crate::reconcile::slab::{SlabLine, SlabReport, because};
 
 /// Caches and causes shown by name; the rest is one line.
 const SHOWN: usize = 6;
@@ -27,6 +27,15 @@ pub fn report(out: &mut impl Write, slab: &SlabReport) -> io::Result<()> {
     rows(out, slab, |line| line.cause == "charged")?;
     figure(out, "  charged to nobody", node.not_charged_bytes, "")?;
     rows(out, slab, |line| line.cause != "charged")?;
+    let large: i64 = slab.large.iter().map(|line| line.bytes).sum();
+    if large >= WORTH_BYTES {
+        figure(
+            out,
+            "  large kmallocs",
+            large,
+            "pages, no slab: in none of these sums",
+        )?;
+    }
     for wrong in slab.wrong_payers.iter().take(3) {
         if wrong.allocated_bytes.cast_signed() >= WORTH_BYTES {
             writeln!(
@@ -45,20 +54,35 @@ pub fn report(out: &mut impl Write, slab: &SlabReport) -> io::Result<()> {
         "node: Slab since start",
         node.slab_delta_bytes,
         &format!(
-            "= here {} + others {} + page overhead {} + unexplained {}",
+            "= here {} + others {} + page overhead {} + without an event {} + unexplained {}",
             plain(made),
             plain(node.other_cgroups_bytes),
             plain(node.overhead_bytes),
+            plain(node.unseen_bytes),
             plain(node.residual_bytes)
         ),
     )?;
-    if slab.lost_keys + slab.lost_objects + slab.misread > 0 {
+    for unseen in node.unseen.iter().take(3) {
+        let what = if unseen.objects < 0 {
+            "objects went without an event"
+        } else {
+            "objects came without an event"
+        };
+        figure(
+            out,
+            &format!("    {}", unseen.cache),
+            unseen.bytes,
+            &format!("{} {what}", count(unseen.objects.unsigned_abs())),
+        )?;
+    }
+    if slab.lost_keys + slab.lost_objects + slab.misread + slab.skipped > 0 {
         writeln!(
             out,
-            "  LOST: {} slab events (map full), {} objects not remembered (--max-objects), {} misread",
+            "  LOST: {} slab events (map full), {} objects not remembered (--max-objects), {} misread, {} program runs skipped",
             count(slab.lost_keys),
             count(slab.lost_objects),
-            count(slab.misread)
+            count(slab.misread),
+            count(slab.skipped)
         )?;
     }
     out.flush()
@@ -104,20 +128,6 @@ fn rows(
         )?;
     }
     Ok(())
-}
-
-/// A cause as a person says it.
-fn because(cause: &str) -> &str {
-    match cause {
-        "not-accountable" => "not accountable: neither __GFP_ACCOUNT nor SLAB_ACCOUNT",
-        "softirq" => "born in softirq: no task to charge",
-        "hardirq" => "born in a hardirq handler: no task to charge",
-        "kernel-thread" => "asked for by a kernel thread",
-        "root" => "asked for by the root cgroup",
-        "nokmem" => "booted with cgroup.memory=nokmem",
-        "before-trace" => "older than the trace",
-        _ => "cause unknown",
-    }
 }
 
 fn figure(out: &mut impl Write, label: &str, bytes: i64, remark: &str) -> io::Result<()> {

@@ -138,9 +138,7 @@ impl Session {
             slab_start: slab::SlabStart::default(),
             request,
         };
-        if session.plan.slab {
-            session.slab_start = slab::SlabStart::read();
-        }
+        session.slab_begin()?;
         session.look_around();
         session.take_bases().await?;
         Ok(session)
@@ -190,6 +188,9 @@ impl Session {
                     spots.push(format!("{name}: {}", role.why));
                 }
             }
+        }
+        if let (true, Err(why)) = (self.request.slab, &self.plan.attribution) {
+            spots.push(format!("whose slab it is: {why}"));
         }
         if let Some(role) = self
             .plan
