@@ -26,7 +26,7 @@ use kmem_trace_ebpf::{
 };
 
 use crate::{
-    maps::tally,
+    maps::{add, tally},
     memcg::{cgroup_of, id_of, is_traced, memcg_of_task},
     read::{config, member},
     slab::Object,
@@ -216,7 +216,7 @@ fn make_sums(key: &SlabKey) -> u64 {
 
 /// Adds one object to the sums of its key.
 #[inline(always)]
-fn add(key: &SlabKey, allocation: bool, bytes: u64) {
+fn count(key: &SlabKey, allocation: bool, bytes: u64) {
     let mut found = SLAB.get_ptr_mut(key);
     if found.is_none() && make_sums(key) == 1 {
         found = SLAB.get_ptr_mut(key);
@@ -227,11 +227,11 @@ fn add(key: &SlabKey, allocation: bool, bytes: u64) {
     };
     unsafe {
         if allocation {
-            (*sums).allocated += 1;
-            (*sums).allocated_bytes += bytes;
+            add(&raw mut (*sums).allocated, 1);
+            add(&raw mut (*sums).allocated_bytes, bytes);
         } else {
-            (*sums).freed += 1;
-            (*sums).freed_bytes += bytes;
+            add(&raw mut (*sums).freed, 1);
+            add(&raw mut (*sums).freed_bytes, bytes);
         }
     }
 }
@@ -301,6 +301,56 @@ fn keep_origin(address: u64, asker: u64, call_site: u64, cause: u64, bytes: u64)
     u64::from(kept)
 }
 
+/// An object that nobody paid for is paid for now: from the sums of the unpaid to its payer's. One
+/// that is not remembered leaves what is older than the trace, or others', if `always`.
+#[inline(never)]
+fn move_to_payer(address: u64, cache: u64, size: u64, payer: u64, always: u64) -> u64 {
+    let mut key = SlabKey {
+        payer: 0,
+        asker: OTHERS,
+        cache,
+        call_site: 0,
+        cause: CAUSE_BEFORE_TRACE,
+        reserved: [0; 7],
+    };
+    match OWNERLESS.get_ptr(address) {
+        Some(origin) => {
+            unsafe {
+                key.asker = (*origin).asker;
+                key.call_site = (*origin).call_site;
+                key.cause = (*origin).cause;
+            }
+            let _ = OWNERLESS.remove(address);
+        }
+        None if always == 1 => {}
+        None => return 0,
+    }
+    count(&key, false, size);
+    key.payer = payer;
+    key.cause = CAUSE_CHARGED;
+    count(&key, true, size);
+    1
+}
+
+/// `kmem_cache_charge` succeeded on an object.
+#[inline(always)]
+pub fn charged_late(address: u64) {
+    if config!(attribute_slab) != 1 || config!(can_read) != 1 {
+        return;
+    }
+    let map = memory_map(0);
+    if map == 0 {
+        return;
+    }
+    let slab = slab_of(address, map);
+    let cache: u64 = member(slab, config!(slab_cache)).unwrap_or(0);
+    let size = u64::from(member::<u32>(cache, config!(kmem_cache_size)).unwrap_or(0));
+    let payer = named(payer_of(slab, address, map, size));
+    if slab != 0 && payer != 0 {
+        move_to_payer(address, cache, size, payer, 1);
+    }
+}
+
 /// An object was handed out (or, `allocation` false, given back: its payer is still written on it).
 #[inline(always)]
 pub fn moved(object: &Object, allocation: bool) {
@@ -337,6 +387,10 @@ pub fn moved(object: &Object, allocation: bool) {
     };
     let mut bytes = if slab == 0 { object.bytes_alloc } else { size };
     if allocation {
+        if payer != 0 && config!(late_charges_unseen) == 1 {
+            // Of an object that was here before and whose end was not seen.
+            let _ = OWNERLESS.remove(object.address);
+        }
         let asking = memcg_of_task(unsafe { bpf_get_current_task() }).unwrap_or(0);
         key.asker = named(asking);
         let ours = (payer != 0 && payer != OTHERS) || (key.asker != 0 && key.asker != OTHERS);
@@ -359,7 +413,11 @@ pub fn moved(object: &Object, allocation: bool) {
                 );
             }
         }
-    } else if payer == 0 {
+    } else if payer != 0 {
+        if config!(late_charges_unseen) == 1 {
+            move_to_payer(object.address, cache, size, payer, 0);
+        }
+    } else {
         // Others' objects, or older than the trace: nothing says which.
         key.asker = OTHERS;
         key.cause = if slab == 0 {
@@ -379,7 +437,7 @@ pub fn moved(object: &Object, allocation: bool) {
             let _ = OWNERLESS.remove(object.address);
         }
     }
-    add(&key, allocation, bytes);
+    count(&key, allocation, bytes);
 }
 
 pub const IN_SOFTIRQ: usize = SOFTIRQ;

@@ -192,6 +192,9 @@ pub struct Config {
     pub nokmem: u32,
     /// 1: add up slab by payer, asker, cache, call site and cause.
     pub attribute_slab: u32,
+    /// 1: this kernel charges objects later too (`kmem_cache_charge`), and no program sees it: their
+    /// frees tell.
+    pub late_charges_unseen: u32,
 
     // --- hierarchy ---
     /// The tracepoints' `root` number of the memory hierarchy (0 on v2); [`ABSENT`]: take all.
@@ -208,7 +211,18 @@ pub struct Config {
     pub stream_limits: u32,
     /// Wake userspace when this many bytes wait in the ring.
     pub wake_bytes: u32,
-    pub reserved: u32,
+
+    // --- totals ---
+    /// Places of cgroups in the totals.
+    pub places: u32,
+    /// CPU number → copy of the totals: copies − 1, a power of two less one.
+    pub copies_mask: u32,
+
+    // --- probes inside a function ---
+    /// Bytes that `page_counter_try_charge` has pushed onto its stack where its probe stands.
+    pub try_charge_depth: u32,
+    /// The same for the user charge path.
+    pub user_charge_depth: u32,
 }
 
 /// Arguments of the handlers of limit files.
@@ -382,6 +396,7 @@ impl Config {
         slab_account: 0,
         nokmem: 0,
         attribute_slab: 0,
+        late_charges_unseen: 0,
         hierarchy_id: ABSENT,
         can_read: 0,
         stream_counters: 0,
@@ -390,6 +405,9 @@ impl Config {
         stream_slab: 0,
         stream_limits: 0,
         wake_bytes: 0,
-        reserved: 0,
+        places: 0,
+        copies_mask: 0,
+        try_charge_depth: 0,
+        user_charge_depth: 0,
     };
 }

@@ -11,7 +11,7 @@ use kmem_trace_ebpf::{
 };
 
 use crate::{
-    maps::{header, send, tally, totals},
+    maps::{add, header, send, tally, totals},
     memcg::{cgroup_of, id_of, is_traced, note_ancestry, owner},
     read::config,
 };
@@ -162,18 +162,5 @@ fn count_state(cgroup_id: u64, slot: usize, pages: i32) {
         if amount > (*place).largest {
             (*place).largest = amount;
         }
-    }
-}
-
-/// Adds without a window in which an interrupt's addition to the same place is lost.
-#[inline(always)]
-unsafe fn add(place: *mut u64, amount: u64) {
-    unsafe {
-        core::arch::asm!(
-            "lock *(u64*)({place} + 0) += {amount}",
-            place = in(reg) place,
-            amount = in(reg) amount,
-            options(nostack),
-        );
     }
 }

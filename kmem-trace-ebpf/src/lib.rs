@@ -20,7 +20,7 @@ mod plain {
     use crate::{
         config::Config,
         sums::{Cache, Origin, SlabKey, SlabSums},
-        totals::{Ancestry, Totals},
+        totals::{Place, Totals},
     };
 
     // SAFETY: `repr(C)` integers without padding; every bit pattern is a value.
@@ -28,7 +28,7 @@ mod plain {
     // SAFETY: as above.
     unsafe impl aya::Pod for Totals {}
     // SAFETY: as above.
-    unsafe impl aya::Pod for Ancestry {}
+    unsafe impl aya::Pod for Place {}
     // SAFETY: as above.
     unsafe impl aya::Pod for SlabKey {}
     // SAFETY: as above.

@@ -18,13 +18,13 @@ pub struct Fields {
     pub level: u32,
     pub cgroup_id: u64,
     pub task: u32,
-    /// `__data_loc` of the path: the low half is its offset from the record's beginning.
-    pub path: u32,
+    /// Where the path's text is; 0 where it is not known.
+    pub path: u64,
 }
 
-/// A `cgroup:*` tracepoint fired; `context` is its record.
+/// A `cgroup:*` tracepoint fired.
 #[inline(always)]
-pub fn cgroup_event(context: *const u8, op: u8, fields: &Fields) {
+pub fn cgroup_event(op: u8, fields: &Fields) {
     let wanted = config!(hierarchy_id);
     if wanted != ABSENT && wanted != fields.hierarchy {
         return;
@@ -39,9 +39,9 @@ pub fn cgroup_event(context: *const u8, op: u8, fields: &Fields) {
         (&raw mut (*record).reserved).write([0; 3]);
         let path = &raw mut (*record).path;
         path.write([0; PATH_LEN]);
-        if config!(can_read) == 1 {
-            let text = (context as u64).wrapping_add(u64::from(fields.path & 0xffff));
-            let _ = bpf_probe_read_kernel_str(path.cast(), PATH_LEN as u32, text as *const _);
+        if config!(can_read) == 1 && fields.path != 0 {
+            let text = fields.path as *const _;
+            let _ = bpf_probe_read_kernel_str(path.cast(), PATH_LEN as u32, text);
         }
     });
 }

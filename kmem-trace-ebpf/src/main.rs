@@ -4,6 +4,19 @@
 #![no_main]
 #![feature(asm_experimental_arch)]
 
+/// The arguments of a limit file's handler; a position that is absent reads as 0.
+macro_rules! handler {
+    ($read:ident, $from:expr) => {
+        Handler {
+            open_file: $read($from, config!(limit_args.open_file)),
+            cgroup: $read($from, config!(limit_args.cgroup)),
+            cftype: $read($from, config!(limit_args.cftype)),
+            text: $read($from, config!(limit_args.text)),
+            text_len: $read($from, config!(limit_args.text_len)),
+        }
+    };
+}
+
 mod attribution;
 mod ledger;
 mod lifecycle;
@@ -12,14 +25,15 @@ mod maps;
 mod memcg;
 mod read;
 mod slab;
+mod trampolines;
 
 use aya_ebpf::{
     EbpfContext as _,
     helpers::bpf_get_current_task,
-    macros::{btf_tracepoint, fentry, fexit, kprobe, kretprobe, raw_tracepoint, tracepoint},
+    macros::{btf_tracepoint, kprobe, kretprobe, raw_tracepoint, tracepoint},
     programs::{
-        BtfTracePointContext, FEntryContext, FExitContext, ProbeContext, RawTracePointContext,
-        RetProbeContext, TracePointContext,
+        BtfTracePointContext, ProbeContext, RawTracePointContext, RetProbeContext,
+        TracePointContext,
     },
 };
 use aya_log_ebpf::debug;
@@ -49,19 +63,6 @@ use crate::{
 /// A kretprobe sees the stack pointer after the return address was popped.
 const RETURN_ADDRESS: u64 = 8;
 
-/// The arguments of a limit file's handler; a position that is absent reads as 0.
-macro_rules! handler {
-    ($read:ident, $from:expr) => {
-        Handler {
-            open_file: $read($from, config!(limit_args.open_file)),
-            cgroup: $read($from, config!(limit_args.cgroup)),
-            cftype: $read($from, config!(limit_args.cftype)),
-            text: $read($from, config!(limit_args.text)),
-            text_len: $read($from, config!(limit_args.text_len)),
-        }
-    };
-}
-
 // --- kprobes -----------------------------------------------------------------------------------
 
 #[kprobe]
@@ -87,22 +88,34 @@ pub fn kp_counter_uncharge(ctx: ProbeContext) -> u32 {
 #[kprobe]
 pub fn kp_counter_try_charge(ctx: ProbeContext) -> u32 {
     let pages = register_argument(ctx.regs, 1);
-    if !remember(
-        stack_pointer(ctx.regs),
-        [register_argument(ctx.regs, 0), pages, 0],
-    ) {
+    let at_entry = stack_pointer(ctx.regs).wrapping_add(u64::from(config!(try_charge_depth)));
+    if !remember(at_entry, [register_argument(ctx.regs, 0), pages, 0]) {
         tally(LOST_UNREAD, 1);
         tally(LOST_PAGES, pages);
     }
     0
 }
 
+/// On the function's `ret`, where its stack pointer is what it was at entry.
+#[kprobe]
+pub fn kx_counter_try_charge(ctx: ProbeContext) -> u32 {
+    try_charge_returned(stack_pointer(ctx.regs), returned(ctx.regs))
+}
+
 #[kretprobe]
 pub fn kr_counter_try_charge(ctx: RetProbeContext) -> u32 {
     let regs = ctx.as_ptr().cast_const().cast();
-    if let Some([counter, pages, _]) = recall(stack_pointer(regs).wrapping_sub(RETURN_ADDRESS)) {
+    try_charge_returned(
+        stack_pointer(regs).wrapping_sub(RETURN_ADDRESS),
+        returned(regs),
+    )
+}
+
+#[inline(always)]
+fn try_charge_returned(at_entry: u64, result: u64) -> u32 {
+    if let Some([counter, pages, _]) = recall(at_entry) {
         // `bool`: only the low byte of the register is defined.
-        let charged = returned(regs) & 0xff != 0;
+        let charged = result & 0xff != 0;
         counter_changed(
             counter,
             pages,
@@ -118,18 +131,32 @@ pub fn kp_user_charge(ctx: ProbeContext) -> u32 {
     let mm = register_argument(ctx.regs, config!(user_charge_mm));
     let pages = register_argument(ctx.regs, config!(user_charge_pages));
     let gfp = register_argument(ctx.regs, config!(user_charge_gfp));
+    let at_entry = stack_pointer(ctx.regs).wrapping_add(u64::from(config!(user_charge_depth)));
     remember(
-        stack_pointer(ctx.regs),
+        at_entry,
         [memcg, (gfp << 32) | (pages & 0xffff_ffff), asked(memcg, mm)],
     );
     0
 }
 
+#[kprobe]
+pub fn kx_user_charge(ctx: ProbeContext) -> u32 {
+    probed_user_charge_returned(stack_pointer(ctx.regs), returned(ctx.regs))
+}
+
 #[kretprobe]
 pub fn kr_user_charge(ctx: RetProbeContext) -> u32 {
     let regs = ctx.as_ptr().cast_const().cast();
-    if let Some([memcg, amount, asked]) = recall(stack_pointer(regs).wrapping_sub(RETURN_ADDRESS)) {
-        user_charge_returned(memcg, asked, amount, amount >> 32, returned(regs));
+    probed_user_charge_returned(
+        stack_pointer(regs).wrapping_sub(RETURN_ADDRESS),
+        returned(regs),
+    )
+}
+
+#[inline(always)]
+fn probed_user_charge_returned(at_entry: u64, result: u64) -> u32 {
+    if let Some([memcg, amount, asked]) = recall(at_entry) {
+        user_charge_returned(memcg, asked, amount, amount >> 32, result);
     }
     0
 }
@@ -175,90 +202,6 @@ pub fn kr_limit_kmem(ctx: RetProbeContext) -> u32 {
     // `int`: the upper half of the register is not defined.
     kmem_limit_written(i64::from(returned(ctx.as_ptr().cast_const().cast()) as i32));
     0
-}
-
-// --- fentry and fexit --------------------------------------------------------------------------
-
-#[fentry]
-pub fn fe_counter_charge(ctx: FEntryContext) -> i32 {
-    let ctx = ctx.as_ptr().cast_const().cast();
-    counter_changed(argument(ctx, 0), argument(ctx, 1), OP_CHARGE);
-    0
-}
-
-#[fentry]
-pub fn fe_counter_uncharge(ctx: FEntryContext) -> i32 {
-    let ctx = ctx.as_ptr().cast_const().cast();
-    counter_changed(argument(ctx, 0), argument(ctx, 1), OP_UNCHARGE);
-    0
-}
-
-#[fexit]
-pub fn fx_counter_try_charge(ctx: FExitContext) -> i32 {
-    let ctx = ctx.as_ptr().cast_const().cast();
-    let charged = argument(ctx, 3) & 0xff != 0;
-    let op = if charged { OP_TRY_CHARGE } else { OP_REFUSED };
-    counter_changed(argument(ctx, 0), argument(ctx, 1), op);
-    0
-}
-
-#[fexit]
-pub fn fx_user_charge(ctx: FExitContext) -> i32 {
-    let ctx = ctx.as_ptr().cast_const().cast();
-    let memcg = argument(ctx, config!(user_charge_memcg));
-    user_charge_returned(
-        memcg,
-        asked(memcg, argument(ctx, config!(user_charge_mm))),
-        argument(ctx, config!(user_charge_pages)),
-        argument(ctx, config!(user_charge_gfp)),
-        argument(ctx, config!(user_charge_args)),
-    );
-    0
-}
-
-#[fentry]
-pub fn fe_limit_kmem(ctx: FEntryContext) -> i32 {
-    let ctx = ctx.as_ptr().cast_const().cast();
-    kmem_limit_entered(
-        argument(ctx, config!(kmem_limit_args.target)),
-        argument(ctx, config!(kmem_limit_args.value)),
-    );
-    0
-}
-
-#[fexit]
-pub fn fx_limit_kmem(ctx: FExitContext) -> i32 {
-    let ctx = ctx.as_ptr().cast_const().cast();
-    kmem_limit_written(i64::from(
-        argument(ctx, config!(kmem_limit_args.count)) as i32
-    ));
-    0
-}
-
-/// A fentry or fexit program serves one function: one pair for each handler.
-macro_rules! limit_handlers {
-    ($($entry:ident $exit:ident;)*) => { $(
-        #[fentry]
-        pub fn $entry(ctx: FEntryContext) -> i32 {
-            let ctx = ctx.as_ptr().cast_const().cast();
-            limit_entered(handler!(argument, ctx));
-            0
-        }
-
-        #[fexit]
-        pub fn $exit(ctx: FExitContext) -> i32 {
-            let ctx = ctx.as_ptr().cast_const().cast();
-            limit_written(i64::from(argument(ctx, config!(limit_args.count)) as i32));
-            0
-        }
-    )* };
-}
-limit_handlers! {
-    fe_limit_write fx_limit_write;
-    fe_limit_high fx_limit_high;
-    fe_limit_min fx_limit_min;
-    fe_limit_low fx_limit_low;
-    fe_limit_swap fx_limit_swap;
 }
 
 #[inline(always)]
@@ -312,6 +255,12 @@ pub fn tp_memcg_lruvec_state(ctx: TracePointContext) -> u32 {
 // Each field is loaded right after its offset: a constant that is kept in between ends up on the
 // stack, where older verifiers no longer know it, and every possible load is then checked.
 
+/// Where the text of a `__data_loc` field is: its low half is an offset from the record's beginning.
+#[inline(always)]
+fn text_at(record: *const u8, location: u32) -> u64 {
+    (record as u64).wrapping_add(u64::from(location & 0xffff))
+}
+
 #[inline(always)]
 fn cgroup_tracepoint(ctx: TracePointContext, op: u8) -> u32 {
     let record = ctx.as_ptr().cast_const().cast();
@@ -319,10 +268,10 @@ fn cgroup_tracepoint(ctx: TracePointContext, op: u8) -> u32 {
         hierarchy: field_u32(record, config!(cgroup_root)),
         level: field_u32(record, config!(cgroup_lvl)),
         cgroup_id: field_u64(record, config!(cgroup_id)),
-        path: field_u32(record, config!(cgroup_path)),
+        path: text_at(record, field_u32(record, config!(cgroup_path))),
         task: 0,
     };
-    cgroup_event(record, op, &fields);
+    cgroup_event(op, &fields);
     debug!(
         &ctx,
         "cgroup {} of hierarchy {}: event {}", fields.cgroup_id, fields.hierarchy, op
@@ -357,10 +306,10 @@ pub fn tp_cgroup_attach_task(ctx: TracePointContext) -> u32 {
         hierarchy: field_u32(ctx, config!(attach_root)),
         level: field_u32(ctx, config!(attach_lvl)),
         cgroup_id: field_u64(ctx, config!(attach_id)),
-        path: field_u32(ctx, config!(attach_path)),
+        path: text_at(ctx, field_u32(ctx, config!(attach_path))),
         task: field_u32(ctx, config!(attach_pid)),
     };
-    cgroup_event(ctx, OP_ATTACH, &fields);
+    cgroup_event(OP_ATTACH, &fields);
     0
 }
 
@@ -397,10 +346,10 @@ fn typed_cgroup(ctx: BtfTracePointContext, op: u8) -> i32 {
         hierarchy: typed(root, config!(cgroup_root_number)),
         level: typed(cgroup, config!(cgroup_level)),
         cgroup_id: typed_cgroup_id(cgroup),
-        path: 0,
+        path: ctx.arg(1),
         task,
     };
-    cgroup_event(ctx.as_ptr().cast_const().cast(), op, &fields);
+    cgroup_event(op, &fields);
     0
 }
 

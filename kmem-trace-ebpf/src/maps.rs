@@ -1,35 +1,60 @@
 //! The maps, and the few operations on them that every program shares.
 
 use aya_ebpf::{
-    bindings::{BPF_ANY, BPF_NOEXIST, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
+    bindings::{
+        BPF_ANY, BPF_F_MMAPABLE, BPF_NOEXIST, BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP,
+        BPF_RB_NO_WAKEUP, BPF_RB_RING_SIZE,
+    },
     helpers::{
         bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_smp_processor_id, bpf_ktime_get_ns,
     },
     macros::map,
-    maps::{HashMap, PerCpuArray, PerCpuHashMap, RingBuf},
+    maps::{Array, HashMap, RingBuf, Stack},
 };
 use kmem_trace_ebpf::{
     record::Header,
-    totals::{Ancestry, LOST_RING, TALLIES, Totals},
+    totals::{LOST_RING, Place, TALLIES, Totals},
 };
 
 use crate::read::config;
 
-/// cgroup id → what its own counters were charged. Sized by userspace.
-#[map]
-pub static TOTALS: PerCpuHashMap<u64, Totals> = PerCpuHashMap::with_max_entries(16384, 0);
+const EBUSY: i32 = -16;
+/// What the kernel puts before each record of a ring (`BPF_RINGBUF_HDR_SZ`), in bytes.
+const RECORD_HEADER: usize = 8;
+/// How often a program in an NMI asks again for what another CPU holds.
+const ATTEMPTS: u32 = 8;
 
-/// cgroup id → the cgroup that is charged with it.
+/// cgroup id → its place in [`CGROUPS`] and [`TOTALS`]. Sized by userspace.
 #[map]
-pub static ANCESTRY: HashMap<u64, Ancestry> = HashMap::with_max_entries(16384, 0);
+pub static PLACES: HashMap<u64, u32> = HashMap::with_max_entries(16384, 0);
 
-/// What was lost, by kind.
+/// Places that no cgroup has taken yet; filled by userspace.
 #[map]
-pub static TALLY: PerCpuArray<u64> = PerCpuArray::with_max_entries(TALLIES, 0);
+pub static FREE: Stack<u32> = Stack::with_max_entries(16384, 0);
+
+// The next three are read by userspace through a mapping, never by a system call: during a look-up
+// the kernel runs no kprobe or tracepoint program on that CPU (`bpf_disable_instrumentation`), and
+// what an interrupt frees meanwhile would be missed.
+
+/// Place → whose it is.
+#[map]
+pub static CGROUPS: Array<Place> = Array::with_max_entries(16384, BPF_F_MMAPABLE);
+
+/// Place, a copy for each CPU → what the cgroup's own counters were charged.
+#[map]
+pub static TOTALS: Array<Totals> = Array::with_max_entries(16384, BPF_F_MMAPABLE);
+
+/// What was lost, by kind; a copy for each CPU.
+#[map]
+pub static TALLY: Array<u64> = Array::with_max_entries(TALLIES, BPF_F_MMAPABLE);
 
 /// The stream. Sized by userspace.
 #[map]
 pub static RING: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
+
+/// For records that found the stream's ring busy with another CPU.
+#[map]
+pub static SPARE: RingBuf = RingBuf::with_byte_size(1 << 18, 0);
 
 /// The arguments of a call between its entry and its return.
 #[repr(C)]
@@ -43,25 +68,110 @@ pub struct Pending {
 #[map]
 pub static PENDING: HashMap<u64, Pending> = HashMap::with_max_entries(4096, 0);
 
+/// Calls that a fentry program saw begin, by the address of their arguments on the stack: no two
+/// calls under way share it.
+#[map]
+pub static UNDER_WAY: HashMap<u64, u32> = HashMap::with_max_entries(4096, 0);
+
+/// The same for a call that began in an interrupt while [`UNDER_WAY`] was being changed on its CPU:
+/// before 6.2 a hash map refuses that with EBUSY.
+#[map]
+pub static UNDER_WAY_MEANWHILE: HashMap<u64, u32> = HashMap::with_max_entries(256, 0);
+
 /// Adds to one of the tallies.
 #[inline(always)]
 pub fn tally(which: u32, amount: u64) {
-    if let Some(place) = TALLY.get_ptr_mut(which) {
-        unsafe { *place = (*place).wrapping_add(amount) };
+    let place = own_copy().wrapping_mul(TALLIES).wrapping_add(which);
+    if let Some(place) = TALLY.get_ptr_mut(place) {
+        unsafe { add(place, amount) };
     }
+}
+
+/// Which copy of the totals and tallies is this CPU's.
+#[inline(always)]
+fn own_copy() -> u32 {
+    let cpu = unsafe { bpf_get_smp_processor_id() };
+    cpu & config!(copies_mask)
+}
+
+/// The place of a cgroup, taken on first use; `true` where it is new.
+#[inline(always)]
+pub fn place(cgroup_id: u64) -> Option<(u32, bool)> {
+    if let Some(found) = unsafe { PLACES.get(cgroup_id) } {
+        return Some((*found, false));
+    }
+    let mut taken = None;
+    let mut attempt = 0;
+    while attempt < ATTEMPTS {
+        match FREE.pop() {
+            Ok(free) => {
+                taken = free;
+                break;
+            }
+            // Busy, and a breakpoint's program counts as an NMI, which does not wait.
+            Err(_) => attempt += 1,
+        }
+    }
+    let free = taken?;
+    let entry = CGROUPS.get_ptr_mut(free)?;
+    // Named before anybody else can find it.
+    unsafe { (&raw mut (*entry).cgroup_id).write_volatile(cgroup_id) };
+    if PLACES
+        .insert(cgroup_id, free, u64::from(BPF_NOEXIST))
+        .is_ok()
+    {
+        return Some((free, true));
+    }
+    unsafe { (&raw mut (*entry).cgroup_id).write_volatile(0) };
+    let _ = FREE.push(free, 0);
+    unsafe { PLACES.get(cgroup_id) }.map(|found| (*found, false))
 }
 
 /// The totals of a cgroup on this CPU, made on first use; `true` where it is new to all CPUs.
 #[inline(always)]
 pub fn totals(cgroup_id: u64) -> Option<(*mut Totals, bool)> {
-    if let Some(found) = TOTALS.get_ptr_mut(cgroup_id) {
-        return Some((found, false));
+    let (place, new) = place(cgroup_id)?;
+    let index = own_copy().wrapping_mul(config!(places)).wrapping_add(place);
+    TOTALS.get_ptr_mut(index).map(|found| (found, new))
+}
+
+/// Adds without a window in which an interrupt's addition to the same place is lost.
+#[inline(always)]
+pub unsafe fn add(place: *mut u64, amount: u64) {
+    unsafe {
+        core::arch::asm!(
+            "lock *(u64*)({place} + 0) += {amount}",
+            place = in(reg) place,
+            amount = in(reg) amount,
+            options(nostack),
+        );
     }
-    let empty = Totals::default();
-    let inserted = TOTALS
-        .insert(cgroup_id, &empty, u64::from(BPF_NOEXIST))
-        .is_ok();
-    TOTALS.get_ptr_mut(cgroup_id).map(|found| (found, inserted))
+}
+
+/// A call begins. Idempotent, for there are two programs for each function: the kernel skips a
+/// program that interrupts itself (`bpf_prog_enter`), and then the other one runs.
+#[inline(always)]
+pub fn begin(call: u64) {
+    if unsafe { UNDER_WAY.get(call) }.is_some() {
+        return;
+    }
+    if UNDER_WAY.insert(call, 1, u64::from(BPF_ANY)) == Err(EBUSY) {
+        let _ = UNDER_WAY_MEANWHILE.insert(call, 1, u64::from(BPF_ANY));
+    }
+}
+
+/// A call ends: `true` for one of the programs that see it end, whichever is first.
+#[inline(always)]
+pub fn end(call: u64) -> bool {
+    match UNDER_WAY.remove(call) {
+        Ok(()) => true,
+        Err(EBUSY) => UNDER_WAY_MEANWHILE.remove(call).is_ok(),
+        // It may have begun while the map was busy, and end when it no longer is.
+        Err(_) => {
+            unsafe { UNDER_WAY_MEANWHILE.get(call) }.is_some()
+                && UNDER_WAY_MEANWHILE.remove(call).is_ok()
+        }
+    }
 }
 
 #[inline(always)]
@@ -97,9 +207,21 @@ pub fn header(kind: u16, len: usize) -> Header {
 /// Sends one record, whose fields `fill` writes; a full ring is counted.
 #[inline(always)]
 pub fn send<T: 'static>(fill: impl FnOnce(*mut T)) {
-    let Some(mut entry) = RING.reserve::<T>(0) else {
-        tally(LOST_RING, 1);
-        return;
+    let mut entry = match RING.reserve::<T>(0) {
+        Some(entry) => entry,
+        None => {
+            // A breakpoint's program counts as an NMI, and an NMI does not wait for the ring while
+            // another CPU reserves (`__bpf_ringbuf_reserve`).
+            let full = RING.query(u64::from(BPF_RB_AVAIL_DATA))
+                + (size_of::<T>() + RECORD_HEADER) as u64
+                >= RING.query(u64::from(BPF_RB_RING_SIZE));
+            let spare = if full { None } else { SPARE.reserve::<T>(0) };
+            let Some(entry) = spare else {
+                tally(LOST_RING, 1);
+                return;
+            };
+            entry
+        }
     };
     fill(entry.as_mut_ptr());
     // Waking userspace costs more than the record: it looks by itself every few milliseconds,

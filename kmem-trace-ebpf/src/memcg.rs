@@ -3,11 +3,11 @@
 use kmem_trace_ebpf::{
     config::{ABSENT, ROOTS},
     selfcheck::{HOLDS, NO_MEMCG, OTHER_ANCESTORS, OTHER_COUNTER, OTHER_ID, OTHER_SUBSYSTEM},
-    totals::{ANCESTRY_DEPTH, Ancestry, COUNTERS, LOST_DEPTH, SLOT_MEMORY},
+    totals::{ANCESTRY_DEPTH, COUNTERS, LOST_DEPTH, SLOT_MEMORY},
 };
 
 use crate::{
-    maps::{ANCESTRY, tally},
+    maps::{CGROUPS, place, tally},
     read::{config, member, typed},
 };
 
@@ -144,13 +144,14 @@ pub fn note_ancestry(memcg: u64, cgroup_id: u64) {
             let parent_memcg = parent.wrapping_sub(u64::from(memory));
             parent_id = cgroup_of(parent_memcg).and_then(id_of).unwrap_or(0);
         }
-        let known = ANCESTRY
-            .insert(
-                id,
-                &Ancestry { parent_id },
-                u64::from(aya_ebpf::bindings::BPF_NOEXIST),
-            )
-            .is_err();
+        let Some((found, new)) = place(id) else {
+            return;
+        };
+        if let Some(entry) = CGROUPS.get_ptr_mut(found) {
+            unsafe { (&raw mut (*entry).parent_id).write_volatile(parent_id) };
+        }
+        // The first one's place was taken by who called.
+        let known = !new && depth > 0;
         if known || parent_id == 0 {
             return;
         }

@@ -51,7 +51,7 @@ pub struct Totals {
     pub largest: u64,
 }
 
-/// What the kernel's page counters say of a cgroup's place in the tree.
+/// A place in the totals, and what the kernel's page counters say of its cgroup's place in the tree.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(
@@ -63,8 +63,11 @@ pub struct Totals {
         zerocopy::KnownLayout
     )
 )]
-pub struct Ancestry {
-    /// The cgroup whose `memory` counter is this one's `page_counter.parent`; 0 where there is none.
+pub struct Place {
+    /// 0 where nobody took it.
+    pub cgroup_id: u64,
+    /// The cgroup whose `memory` counter is this one's `page_counter.parent`; 0 where there is none,
+    /// or where it was not asked for.
     pub parent_id: u64,
 }
 
@@ -80,17 +83,21 @@ pub const LOST_DEPTH: u32 = 3;
 pub const SEEN_ELSEWHERE: u32 = 4;
 /// Pages of those charges that are in no total (unread or map full).
 pub const LOST_PAGES: u32 = 5;
+/// Calls that the first of each pair of fentry programs saw begin.
+pub const CALLS_BEGUN: u32 = 6;
+/// Calls that were counted when they ended.
+pub const CALLS_COUNTED: u32 = 7;
 /// Slab events that found the map of sums full.
-pub const LOST_SLAB_KEYS: u32 = 6;
+pub const LOST_SLAB_KEYS: u32 = 8;
 /// Objects without a payer that could not be remembered: their frees count as older than the trace.
-pub const LOST_OBJECTS: u32 = 7;
-/// Objects whose slab page named another cache than the event: not counted.
-pub const SLAB_MISREAD: u32 = 8;
-/// Places in the tally map.
-pub const TALLIES: u32 = 9;
+pub const LOST_OBJECTS: u32 = 9;
+/// Objects whose slab page could not be found, or named another cache than the event: not counted.
+pub const SLAB_MISREAD: u32 = 10;
+/// Places in the tally map, a CPU.
+pub const TALLIES: u32 = 11;
 
 /// How many levels of ancestors a program walks when it first sees a cgroup.
 pub const ANCESTRY_DEPTH: usize = 64;
 
 const _: () = assert!(size_of::<Totals>() == 2 * SLOTS * 8 + 24);
-const _: () = assert!(size_of::<Ancestry>() == 8);
+const _: () = assert!(size_of::<Place>() == 16);

@@ -4,7 +4,10 @@ use serde::Serialize;
 
 use super::accounting::Accounting;
 use crate::{
-    hooks::{plan::Row, table::Status},
+    hooks::{
+        plan::Row,
+        table::{Mechanism, Status},
+    },
     kernel::cgroupfs::Hierarchy,
 };
 
@@ -146,8 +149,12 @@ fn once(first: &str, second: &str) -> String {
 fn usage(means: &Means<'_>) -> Verdict {
     let counters = worst(one(means, "counter.charge"), one(means, "counter.uncharge"));
     if counters.0 != Status::Missing {
+        // fentry's are counted wherever they happen.
+        let by_kprobe = means.roles.iter().any(|row| {
+            row.role.starts_with("counter.") && row.mechanism == Some(Mechanism::Kprobe.name())
+        });
         let skips = match means.accounting.counts_skips {
-            Some(false) => "this kernel does not count probe runs that it skips",
+            Some(false) if by_kprobe => "this kernel does not count probe runs that it skips",
             _ => "",
         };
         return worst(counters, (Status::Exact, skips.to_owned()));

@@ -1,22 +1,28 @@
 //! A plan loaded into the kernel and attached.
 
-use std::{collections::HashSet, os::fd::AsFd as _};
+use std::{
+    collections::{HashMap, HashSet},
+    os::fd::AsFd as _,
+};
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result, anyhow, bail};
 use aya::{
     Btf, Ebpf, EbpfLoader,
-    maps::{HashMap, MapData, PerCpuArray, PerCpuHashMap, RingBuf},
+    maps::{HashMap as KernelHashMap, MapData, PerCpuHashMap, RingBuf, Stack},
     programs::{BtfTracePoint, FEntry, FExit, KProbe, Program, RawTracePoint, TracePoint},
+    util::nr_cpus,
 };
 use kmem_trace_ebpf::{
     config::Config,
     sums::{Cache, SlabKey, SlabSums},
-    totals::{Ancestry, Totals},
+    totals::{CALLS_BEGUN, CALLS_COUNTED, Place as TotalsPlace, TALLIES, Totals},
 };
 
 use super::{
     allowed::cause,
+    mapping::Mapped,
     plan::Plan,
+    site::AllSites,
     stats::{self, ProgramStats},
     table::{Hook, Place},
     verify,
@@ -39,15 +45,19 @@ pub struct Sizes {
 /// Programs in place, and the maps they fill.
 pub struct Attached {
     ebpf: Ebpf,
-    pub totals: PerCpuHashMap<MapData, u64, Totals>,
-    pub ancestry: HashMap<MapData, u64, Ancestry>,
-    pub tally: PerCpuArray<MapData, u64>,
+    /// Whose each place of the totals is.
+    pub cgroups: Mapped<TotalsPlace>,
+    /// A copy for each CPU, place by place.
+    totals: Mapped<Totals>,
+    tally: Mapped<u64>,
     pub slab: PerCpuHashMap<MapData, SlabKey, SlabSums>,
-    pub caches: HashMap<MapData, u64, Cache>,
-    /// Taken by the stream.
-    pub ring: Option<RingBuf<MapData>>,
+    pub caches: KernelHashMap<MapData, u64, Cache>,
+    /// The ring and its spare; taken by the stream.
+    pub rings: Option<(RingBuf<MapData>, RingBuf<MapData>)>,
     /// What was attached: role and program.
     pub programs: Vec<(&'static str, &'static str)>,
+    /// Of the ledger.
+    kprobes: stats::Kprobes,
     /// Kept over [`Self::detach`].
     last_skipped: u64,
 }
@@ -81,24 +91,48 @@ impl From<anyhow::Error> for AttachError {
 pub fn attach(
     plan: &Plan,
     config: &Config,
+    sites: &AllSites,
     requested: &HashSet<String>,
     sizes: Sizes,
     btf: Option<&Btf>,
     log_level: u8,
 ) -> Result<Attached, AttachError> {
+    let copies = nr_cpus()
+        .map_err(|(file, error)| anyhow!("cannot read {file}: {error}"))?
+        .next_power_of_two();
+    let mut config = *config;
+    config.places = sizes.cgroups;
+    config.copies_mask = copies as u32 - 1;
+    let places = sizes.cgroups as usize;
+    let copied = |elements: u32| {
+        elements
+            .checked_mul(copies as u32)
+            .context("--max-cgroups is too large for this many CPUs")
+    };
     let mut loader = EbpfLoader::new();
     loader
         .btf(btf)
-        .override_global("CONFIG", config, true)
+        .override_global("CONFIG", &config, true)
         .override_global("AYA_LOG_LEVEL", &log_level, false)
         .map_max_entries("RING", sizes.ring_bytes)
-        .map_max_entries("TOTALS", sizes.cgroups)
-        .map_max_entries("ANCESTRY", sizes.cgroups)
+        .map_max_entries("PLACES", sizes.cgroups)
+        .map_max_entries("FREE", sizes.cgroups)
+        .map_max_entries("CGROUPS", sizes.cgroups)
+        .map_max_entries("TOTALS", copied(sizes.cgroups)?)
+        .map_max_entries("TALLY", copied(TALLIES)?)
         .map_max_entries("OWNERLESS", if plan.slab { sizes.objects } else { 1 });
     let mut ebpf = loader
         .load(OBJECT)
         .map_err(|error| anyhow!("the kernel did not take the BPF maps: {}", cause(&error)))?;
-    verify::offsets_hold(&mut ebpf, config).map_err(|why| anyhow!(why))?;
+    verify::offsets_hold(&mut ebpf, &config).map_err(|why| anyhow!(why))?;
+    let mut free = Stack::<_, u32>::try_from(
+        ebpf.take_map("FREE")
+            .context("the object has no map FREE")?,
+    )
+    .context("map FREE")?;
+    for place in (0..sizes.cgroups).rev() {
+        free.push(place, 0).context("map FREE")?;
+    }
     let mut programs = Vec::new();
     let mut placed: Vec<Hook> = Vec::new();
     for resolved in plan.wanted(requested) {
@@ -111,7 +145,7 @@ pub fn attach(
                 continue;
             }
             placed.push(*hook);
-            place(&mut ebpf, hook, btf).map_err(|error| {
+            place(&mut ebpf, hook, sites, btf).map_err(|error| {
                 AttachError::Refused(Refused {
                     role: resolved.role.name,
                     candidate: index,
@@ -131,21 +165,36 @@ pub fn attach(
         ebpf.take_map(name)
             .with_context(|| format!("the object has no map {name}"))
     };
-    let totals = PerCpuHashMap::try_from(take("TOTALS")?).context("map TOTALS")?;
-    let ancestry = HashMap::try_from(take("ANCESTRY")?).context("map ANCESTRY")?;
-    let tally = PerCpuArray::try_from(take("TALLY")?).context("map TALLY")?;
+    let cgroups = Mapped::new(take("CGROUPS")?, places).context("map CGROUPS")?;
+    let totals = Mapped::new(take("TOTALS")?, places * copies).context("map TOTALS")?;
+    let tally = Mapped::new(take("TALLY")?, TALLIES as usize * copies).context("map TALLY")?;
     let slab = PerCpuHashMap::try_from(take("SLAB")?).context("map SLAB")?;
-    let caches = HashMap::try_from(take("CACHES")?).context("map CACHES")?;
+    let caches = KernelHashMap::try_from(take("CACHES")?).context("map CACHES")?;
     let ring = RingBuf::try_from(take("RING")?).context("map RING")?;
+    let spare = RingBuf::try_from(take("SPARE")?).context("map SPARE")?;
+    let by_kprobe: HashSet<u32> = programs
+        .iter()
+        .filter(|(role, _)| role.starts_with("counter."))
+        .filter_map(|(_, name)| match ebpf.program(name) {
+            Some(Program::KProbe(program)) => program.info().ok().map(|info| info.id()),
+            _ => None,
+        })
+        .collect();
+    let kprobes = if by_kprobe.is_empty() {
+        stats::Kprobes::default()
+    } else {
+        stats::Kprobes::of(&by_kprobe)
+    };
     Ok(Attached {
         ebpf,
+        cgroups,
         totals,
-        ancestry,
         tally,
         slab,
         caches,
-        ring: Some(ring),
+        rings: Some((ring, spare)),
         programs,
+        kprobes,
         last_skipped: 0,
     })
 }
@@ -169,9 +218,63 @@ impl Attached {
         found
     }
 
-    /// Runs that the kernel skipped of the ledger's programs, as far as it counts them.
+    /// The totals of the cgroup at a place, summed over the CPUs.
+    pub fn totals(&self, place: usize) -> Totals {
+        let mut sum = Totals::default();
+        for index in (place..self.totals.elements()).step_by(self.cgroups.elements()) {
+            let one = self.totals.get(index);
+            for slot in 0..sum.charged.len() {
+                sum.charged[slot] = sum.charged[slot].wrapping_add(one.charged[slot]);
+                sum.uncharged[slot] = sum.uncharged[slot].wrapping_add(one.uncharged[slot]);
+            }
+            sum.user_charges += one.user_charges;
+            sum.user_refusals += one.user_refusals;
+            sum.largest = sum.largest.max(one.largest);
+        }
+        sum
+    }
+
+    /// One tally, summed over the CPUs.
+    pub fn tally(&self, which: u32) -> u64 {
+        (which as usize..self.tally.elements())
+            .step_by(TALLIES as usize)
+            .map(|index| self.tally.get(index))
+            .sum()
+    }
+
+    /// Changes that the ledger's programs did not see because the kernel skipped them, as far as it
+    /// counts that.
     pub fn skipped(&self) -> u64 {
-        let now = self.skipped_of(|role| role.starts_with("counter.") || role == "memcg.state");
+        let misses: HashMap<&str, u64> = self
+            .stats()
+            .iter()
+            .map(|(name, stats)| (*name, stats.skipped))
+            .collect();
+        let (mut alone, mut first_missed, mut both_missed) = (0, 0, 0);
+        for (role, program) in &self.programs {
+            let Some(missed) = misses.get(program) else {
+                continue;
+            };
+            if !role.starts_with("counter.") && *role != "memcg.state" {
+                continue;
+            }
+            if program.ends_with("_2") {
+                continue;
+            }
+            let Some(stem) = program.strip_suffix("_1") else {
+                alone += missed;
+                continue;
+            };
+            // A call is missed where both programs of a pair were skipped.
+            let other = misses.get(format!("{stem}_2").as_str()).copied();
+            both_missed += missed.min(&other.unwrap_or(0));
+            if program.starts_with("fe_") {
+                first_missed += missed;
+            }
+        }
+        let counted = self.tally(CALLS_COUNTED);
+        let begun = self.tally(CALLS_BEGUN) + first_missed;
+        let now = alone + self.kprobes.missed() + begun.saturating_sub(counted).min(both_missed);
         self.last_skipped.max(now)
     }
 
@@ -204,6 +307,8 @@ impl Attached {
     /// Takes all programs off their hooks; the maps stay readable.
     pub fn detach(&mut self) {
         self.last_skipped = self.skipped();
+        // They would keep the programs attached.
+        self.kprobes = stats::Kprobes::default();
         for (_, program) in self.ebpf.programs_mut() {
             // Unloading drops the links with the program.
             let _ = match program {
@@ -219,7 +324,7 @@ impl Attached {
     }
 }
 
-fn place(ebpf: &mut Ebpf, hook: &Hook, btf: Option<&Btf>) -> Result<()> {
+fn place(ebpf: &mut Ebpf, hook: &Hook, sites: &AllSites, btf: Option<&Btf>) -> Result<()> {
     let program = ebpf
         .program_mut(hook.program)
         .with_context(|| format!("the object has no program {}", hook.program))?;
@@ -232,6 +337,25 @@ fn place(ebpf: &mut Ebpf, hook: &Hook, btf: Option<&Btf>) -> Result<()> {
                 program.load().map_err(refused)?;
             }
             program.attach(hook.symbol, 0).map_err(refused)?;
+        }
+        Place::Inside { .. } | Place::Returns => {
+            let sites = match sites.get(hook.symbol) {
+                Some(Ok(sites)) => sites,
+                Some(Err(why)) => bail!("{why}"),
+                None => bail!("not looked into"),
+            };
+            let offsets = match (hook.place, &sites.returns) {
+                (Place::Returns, Ok(returns)) => returns.clone(),
+                (Place::Returns, Err(why)) => bail!("{why}"),
+                _ => vec![sites.entry],
+            };
+            let program: &mut KProbe = program.try_into()?;
+            if !loaded {
+                program.load().map_err(refused)?;
+            }
+            for offset in offsets {
+                program.attach(hook.symbol, offset).map_err(refused)?;
+            }
         }
         Place::Fentry => {
             let program: &mut FEntry = program.try_into()?;

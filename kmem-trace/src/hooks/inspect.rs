@@ -9,6 +9,7 @@ use super::{
     allowed::Allowed,
     layout::Sources,
     plan::{AttachMode, Facts, Plan, Struck, resolve, symbols_wanted, tracepoints_wanted},
+    site::{self, AllSites},
     verify,
 };
 use crate::kernel::{
@@ -27,6 +28,7 @@ pub struct Inspection {
     pub btf: Result<KernelBtf, String>,
     pub btf_path: PathBuf,
     pub symbols: Symbols,
+    pub sites: AllSites,
     pub traceable: Option<BTreeSet<String>>,
     pub formats: HashMap<(&'static str, &'static str), Format>,
     pub tracefs: Result<Tracefs, String>,
@@ -79,10 +81,16 @@ impl Inspection {
             btf.is_ok(),
             tracefs.as_ref().map(|_| ()).map_err(String::clone),
         );
+        let sites = if allowed.kprobe.is_ok() {
+            site::find_all(&symbols)
+        } else {
+            AllSites::new()
+        };
         Self {
             btf,
             btf_path,
             symbols,
+            sites,
             traceable,
             formats,
             tracefs,
@@ -108,6 +116,7 @@ impl Inspection {
         resolve(&Facts {
             sources,
             allowed: &self.allowed,
+            sites: &self.sites,
             traceable: self.traceable.as_ref(),
             attach,
             struck,

@@ -49,6 +49,13 @@ pub fn resolve(sources: &Sources<'_>) -> Layout {
                 Need::StatItems,
                 stat_items(btf, sources.hierarchy, &mut config),
             );
+            // Where a program runs in itself, a second one would see each call twice.
+            if btf.member("bpf_prog", "active").is_err() {
+                unmet.insert(
+                    Need::GuardedPrograms,
+                    "this kernel lets a program interrupt itself".to_owned(),
+                );
+            }
             slab_cache(btf, &mut config);
             task_memcg(btf, &mut config);
             limits::layout(btf, &mut config);
@@ -65,6 +72,7 @@ pub fn resolve(sources: &Sources<'_>) -> Layout {
                 Need::CounterOwner,
                 Need::OpenFile,
                 Need::StatItems,
+                Need::GuardedPrograms,
             ] {
                 unmet.insert(need, why.to_owned());
             }

@@ -8,6 +8,8 @@
 //! - [`layout`]: struct offsets, argument positions and item numbers, from type information.
 //! - [`slab_layout`]: the same for the way from a slab object to its payer.
 //! - [`plan`]: the candidate chosen for each role, and why.
+//! - [`site`]: where in a function a kprobe stands that no interrupt can hide events from.
+//! - [`mapping`]: the totals as the programs write them, read without a system call.
 //! - [`verify`]: whether all that was read is of this kernel.
 //! - [`attach`]: the plan loaded and attached.
 
@@ -17,7 +19,9 @@ pub mod attach;
 pub mod inspect;
 pub mod layout;
 pub mod limits;
+pub mod mapping;
 pub mod plan;
+pub mod site;
 pub mod slab_layout;
 pub mod stats;
 pub mod table;

@@ -9,7 +9,8 @@ use super::{
     allowed::Allowed,
     layout::{self, Layout, Sources},
     limits,
-    table::{Candidate, Mechanism, Need, Place, ROLES, Role, Status},
+    site::{AllSites, RETURN_THUNKS},
+    table::{Candidate, Hook, Mechanism, Need, Place, ROLES, Role, Status},
 };
 
 /// `--attach`.
@@ -31,6 +32,8 @@ pub type Struck = HashSet<(&'static str, usize)>;
 pub struct Facts<'a> {
     pub sources: Sources<'a>,
     pub allowed: &'a Allowed,
+    /// Where probes stand inside functions.
+    pub sites: &'a AllSites,
     /// Functions that kprobes and fentry can be put on; `None` where the list cannot be read.
     pub traceable: Option<&'a BTreeSet<String>>,
     pub attach: AttachMode,
@@ -114,12 +117,36 @@ impl Plan {
             .collect()
     }
 
+    /// Whether a run that asks for `requested` attaches a role.
+    pub fn attaches(&self, name: &str, requested: &HashSet<String>) -> bool {
+        self.role(name).is_some_and(|resolved| {
+            resolved.choice.is_some()
+                && (self.is_default(resolved) || requested.contains(resolved.role.name))
+        })
+    }
+
     fn is_default(&self, resolved: &Resolved) -> bool {
         match resolved.role.name {
             "memcg.state" => !self.exact,
-            name if name.starts_with("slab.") => self.slab,
+            name if name.starts_with("slab.") => self.slab && resolved.choice.is_some(),
+            "charge.user" => !self.would_hide_charges(resolved),
             _ => !resolved.role.on_request,
         }
+    }
+
+    /// Frequent kprobes with interrupts on keep the ledger's own from running in those.
+    fn would_hide_charges(&self, resolved: &Resolved) -> bool {
+        let nests = |resolved: &Resolved| {
+            resolved.choice.is_some_and(|(_, it)| {
+                let plain = |hook: &Hook| matches!(hook.place, Place::Kprobe | Place::Kretprobe);
+                it.hooks.iter().any(plain)
+            })
+        };
+        let ledger = self.role("counter.charge");
+        let by_kprobe = ledger.and_then(|it| it.choice);
+        nests(resolved)
+            && by_kprobe.is_some_and(|(_, it)| it.mechanism == Mechanism::Kprobe)
+            && !ledger.is_some_and(nests)
     }
 
     pub fn rows(&self) -> Vec<Row> {
@@ -292,7 +319,7 @@ fn order(role: &'static Role, attach: AttachMode) -> Vec<(usize, &'static Candid
                 && forced != Mechanism::Tracepoint
                 && matches!(
                     candidate.mechanism,
-                    Mechanism::Tracepoint | Mechanism::RawTracepoint
+                    Mechanism::Tracepoint | Mechanism::RawTracepoint | Mechanism::BtfTracepoint
                 ))
     })
     .collect()
@@ -340,6 +367,17 @@ fn fits(
             return Err(Passed::Refused(why.clone()));
         }
     }
+    for hook in candidate.hooks {
+        let depth = match facts.sites.get(hook.symbol) {
+            Some(Ok(sites)) if matches!(hook.place, Place::Inside { .. }) => sites.depth,
+            _ => 0,
+        };
+        match hook.program {
+            "kp_counter_try_charge" => config.try_charge_depth = depth,
+            "kp_user_charge" => config.user_charge_depth = depth,
+            _ => {}
+        }
+    }
     Ok(())
 }
 
@@ -372,7 +410,12 @@ fn present(symbol: &str, place: Place, facts: &Facts<'_>) -> Result<(), Passed> 
                 || facts.sources.formats.keys().any(|key| key.1 == symbol),
             "",
         ),
-        Place::Kprobe | Place::Kretprobe | Place::Fentry | Place::Fexit => {
+        Place::Kprobe
+        | Place::Kretprobe
+        | Place::Inside { .. }
+        | Place::Returns
+        | Place::Fentry
+        | Place::Fexit => {
             if !facts.sources.symbols.has_function(symbol) {
                 let twins = facts.sources.symbols.twins.get(symbol);
                 return Err(match twins.and_then(|twins| twins.first()) {
@@ -387,6 +430,22 @@ fn present(symbol: &str, place: Place, facts: &Facts<'_>) -> Result<(), Passed> 
                     "{symbol} is not in available_filter_functions"
                 )));
             }
+            if matches!(place, Place::Inside { .. } | Place::Returns) {
+                let sites = match facts.sites.get(symbol) {
+                    Some(Ok(sites)) => sites,
+                    Some(Err(why)) => return Err(Passed::Refused(inside(symbol, why))),
+                    None => {
+                        return Err(Passed::Refused(
+                            "breakpoints inside functions are placed on x86-64 alone".to_owned(),
+                        ));
+                    }
+                };
+                if place == Place::Returns
+                    && let Err(why) = &sites.returns
+                {
+                    return Err(Passed::Refused(inside(symbol, why)));
+                }
+            }
             if matches!(place, Place::Fentry | Place::Fexit) && !btf_has(symbol) {
                 return Err(Passed::Refused(format!(
                     "type information has no function {symbol}"
@@ -395,6 +454,10 @@ fn present(symbol: &str, place: Place, facts: &Facts<'_>) -> Result<(), Passed> 
             Ok(())
         }
     }
+}
+
+fn inside(symbol: &str, why: &str) -> String {
+    format!("no place for a probe inside {symbol}: {why}")
 }
 
 /// `page_counter_charge + page_counter_try_charge`, each once.
@@ -419,6 +482,7 @@ pub fn symbols_wanted() -> Vec<String> {
     let mut wanted: Vec<String> = ["memory_cgrp_subsys", "vmemmap_base", "page_offset_base"]
         .map(str::to_owned)
         .to_vec();
+    wanted.extend(RETURN_THUNKS.iter().map(|name| (*name).to_owned()));
     for hook in ROLES
         .iter()
         .flat_map(|role| role.candidates)

@@ -1,8 +1,11 @@
 //! What the kernel counts about a program that aya does not hand out: runs that it skipped.
 
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::{
+    collections::HashSet,
+    os::fd::{AsRawFd, BorrowedFd, FromRawFd as _, OwnedFd},
+};
 
-use aya_obj::generated::{bpf_attr, bpf_cmd, bpf_prog_info};
+use aya_obj::generated::{bpf_attr, bpf_cmd, bpf_link_info, bpf_prog_info};
 
 /// A program's own figures.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -17,24 +20,96 @@ pub struct ProgramStats {
 
 /// Asks the kernel about a loaded program; `None` where it does not answer.
 pub fn of(program: BorrowedFd<'_>) -> Option<ProgramStats> {
-    // SAFETY: both are plain data for which zero is a value.
-    let (mut info, mut attr): (bpf_prog_info, bpf_attr) =
-        unsafe { (std::mem::zeroed(), std::mem::zeroed()) };
-    attr.info.bpf_fd = program.as_raw_fd() as u32;
-    attr.info.info_len = size_of::<bpf_prog_info>() as u32;
-    attr.info.info = (&raw mut info).expose_provenance() as u64;
-    // SAFETY: the attribute names a buffer of the length it says; the kernel writes at most that.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            bpf_cmd::BPF_OBJ_GET_INFO_BY_FD,
-            (&raw mut attr).expose_provenance(),
-            size_of::<bpf_attr>(),
-        )
-    };
-    (result == 0).then_some(ProgramStats {
+    info::<bpf_prog_info>(program.as_raw_fd()).map(|info| ProgramStats {
         run_time_ns: info.run_time_ns,
         run_count: info.run_cnt,
         skipped: info.recursion_misses,
     })
+}
+
+/// Kprobes that programs are attached to, to ask how often the kernel passed them over: because
+/// another kprobe's handler was running (`kprobes_inc_nmissed_count`), before any program was asked.
+#[derive(Debug, Default)]
+pub struct Kprobes {
+    links: Vec<OwnedFd>,
+}
+
+impl Kprobes {
+    /// Those of the programs with these ids. Empty where the kernel has no links for kprobes
+    /// (before 5.15).
+    pub fn of(programs: &HashSet<u32>) -> Self {
+        let mut links = Vec::new();
+        let mut id = 0;
+        while let Some(next) = next_link(id) {
+            id = next;
+            if let Some(link) = link(id)
+                && info::<bpf_link_info>(link.as_raw_fd())
+                    .is_some_and(|info| programs.contains(&info.prog_id))
+            {
+                links.push(link);
+            }
+        }
+        Self { links }
+    }
+
+    /// How often they were passed over, where the kernel tells (since about 6.7).
+    pub fn missed(&self) -> u64 {
+        self.links
+            .iter()
+            .filter_map(|link| info::<bpf_link_info>(link.as_raw_fd()))
+            // SAFETY: plain numbers, zero where the kernel did not write them: it wrote this member
+            // if the link is a kprobe's, and these are.
+            .map(|info| unsafe {
+                info.__bindgen_anon_1
+                    .perf_event
+                    .__bindgen_anon_1
+                    .kprobe
+                    .missed
+            })
+            .sum()
+    }
+}
+
+fn next_link(id: u32) -> Option<u32> {
+    let mut attr = empty();
+    attr.__bindgen_anon_6.__bindgen_anon_1.start_id = id;
+    // SAFETY: the kernel wrote the id.
+    (bpf(bpf_cmd::BPF_LINK_GET_NEXT_ID, &mut attr) >= 0)
+        .then_some(unsafe { attr.__bindgen_anon_6.next_id })
+}
+
+fn link(id: u32) -> Option<OwnedFd> {
+    let mut attr = empty();
+    attr.__bindgen_anon_6.__bindgen_anon_1.link_id = id;
+    let fd = i32::try_from(bpf(bpf_cmd::BPF_LINK_GET_FD_BY_ID, &mut attr)).ok()?;
+    // SAFETY: a descriptor that the kernel just made for us.
+    (fd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// What the kernel says of a program or link; `T` is one of its plain structs for that.
+fn info<T>(fd: i32) -> Option<T> {
+    // SAFETY: plain data for which zero is a value.
+    let mut info: T = unsafe { std::mem::zeroed() };
+    let mut attr = empty();
+    attr.info.bpf_fd = fd as u32;
+    attr.info.info_len = size_of::<T>() as u32;
+    attr.info.info = (&raw mut info).expose_provenance() as u64;
+    (bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attr) == 0).then_some(info)
+}
+
+fn empty() -> bpf_attr {
+    // SAFETY: plain data for which zero is a value.
+    unsafe { std::mem::zeroed() }
+}
+
+fn bpf(command: bpf_cmd, attr: &mut bpf_attr) -> i64 {
+    // SAFETY: the attribute names buffers of the lengths it says; the kernel writes at most that.
+    unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            command,
+            (&raw mut *attr).expose_provenance(),
+            size_of::<bpf_attr>(),
+        )
+    }
 }

@@ -32,6 +32,12 @@ impl Mechanism {
 pub enum Place {
     Kprobe,
     Kretprobe,
+    /// A breakpoint where this many arguments are still in their registers (see `site`).
+    Inside {
+        arguments: u32,
+    },
+    /// Breakpoints on the return instructions.
+    Returns,
     Fentry,
     Fexit,
     RawTracepoint,
@@ -64,6 +70,8 @@ pub enum Need {
     LimitArguments,
     /// Positions of the arguments of what sets the kernel memory limit, by type.
     KmemLimitArguments,
+    /// The kernel skips a program that interrupts itself.
+    GuardedPrograms,
     /// Items of `memory.stat` and their numbers.
     StatItems,
     /// From an object's address to its slab page, cache and payer.
@@ -122,6 +130,16 @@ macro_rules! user_charge {
         &[
             $(Candidate {
                 mechanism: M::Kprobe,
+                hooks: hooks! {
+                    "kp_user_charge" P::Inside { arguments: 4 }, $symbol;
+                    "kx_user_charge" P::Returns, $symbol;
+                },
+                needs: &[Need::MemcgId, Need::UserChargeArguments],
+                gives: Status::Exact,
+                remark: $remark,
+            },)*
+            $(Candidate {
+                mechanism: M::Kprobe,
                 hooks: hooks! { "kp_user_charge" P::Kprobe, $symbol; "kr_user_charge" P::Kretprobe, $symbol; },
                 needs: &[Need::MemcgId, Need::UserChargeArguments],
                 gives: Status::Exact,
@@ -170,6 +188,9 @@ macro_rules! limit_kprobes {
     };
 }
 
+const COUNTER: &[Need] = &[Need::CounterOwner, Need::MemcgId];
+const GUARDED_COUNTER: &[Need] = &[Need::CounterOwner, Need::MemcgId, Need::GuardedPrograms];
+const NESTING: &str = "an interrupt during a probe is not traced: pages that it frees are missed";
 const LIMIT_FILES_V1: &[Need] = &[Need::V1, Need::MemcgId, Need::LimitArguments];
 const LIMIT_FILES_V2: &[Need] = &[Need::V2, Need::MemcgId, Need::LimitArguments];
 const KMEM_LIMIT: &[Need] = &[Need::V1, Need::MemcgId, Need::KmemLimitArguments];
@@ -203,11 +224,38 @@ pub static ROLES: &[Role] = &[
             Candidate {
                 mechanism: M::Kprobe,
                 hooks: hooks! {
+                    "kp_counter_charge" P::Inside { arguments: 2 }, "page_counter_charge";
+                    "kp_counter_try_charge" P::Inside { arguments: 2 }, "page_counter_try_charge";
+                    "kx_counter_try_charge" P::Returns, "page_counter_try_charge";
+                },
+                needs: COUNTER,
+                gives: Status::Exact,
+                remark: "",
+            },
+            Candidate {
+                mechanism: M::Kprobe,
+                hooks: hooks! {
                     "kp_counter_charge" P::Kprobe, "page_counter_charge";
                     "kp_counter_try_charge" P::Kprobe, "page_counter_try_charge";
                     "kr_counter_try_charge" P::Kretprobe, "page_counter_try_charge";
                 },
-                needs: &[Need::CounterOwner, Need::MemcgId],
+                needs: COUNTER,
+                gives: Status::Bounded,
+                remark: NESTING,
+            },
+            Candidate {
+                mechanism: M::Fentry,
+                hooks: hooks! {
+                    "fe_charge_1" P::Fentry, "page_counter_charge";
+                    "fe_charge_2" P::Fentry, "page_counter_charge";
+                    "fx_charge_1" P::Fexit, "page_counter_charge";
+                    "fx_charge_2" P::Fexit, "page_counter_charge";
+                    "fe_try_charge_1" P::Fentry, "page_counter_try_charge";
+                    "fe_try_charge_2" P::Fentry, "page_counter_try_charge";
+                    "fx_try_charge_1" P::Fexit, "page_counter_try_charge";
+                    "fx_try_charge_2" P::Fexit, "page_counter_try_charge";
+                },
+                needs: GUARDED_COUNTER,
                 gives: Status::Exact,
                 remark: "",
             },
@@ -217,7 +265,7 @@ pub static ROLES: &[Role] = &[
                     "fe_counter_charge" P::Fentry, "page_counter_charge";
                     "fx_counter_try_charge" P::Fexit, "page_counter_try_charge";
                 },
-                needs: &[Need::CounterOwner, Need::MemcgId],
+                needs: COUNTER,
                 gives: Status::Exact,
                 remark: "",
             },
@@ -231,15 +279,36 @@ pub static ROLES: &[Role] = &[
         candidates: &[
             Candidate {
                 mechanism: M::Kprobe,
+                hooks: hooks! {
+                    "kp_counter_uncharge" P::Inside { arguments: 2 }, "page_counter_uncharge";
+                },
+                needs: COUNTER,
+                gives: Status::Exact,
+                remark: "",
+            },
+            Candidate {
+                mechanism: M::Kprobe,
                 hooks: hooks! { "kp_counter_uncharge" P::Kprobe, "page_counter_uncharge"; },
-                needs: &[Need::CounterOwner, Need::MemcgId],
+                needs: COUNTER,
+                gives: Status::Bounded,
+                remark: NESTING,
+            },
+            Candidate {
+                mechanism: M::Fentry,
+                hooks: hooks! {
+                    "fe_uncharge_1" P::Fentry, "page_counter_uncharge";
+                    "fe_uncharge_2" P::Fentry, "page_counter_uncharge";
+                    "fx_uncharge_1" P::Fexit, "page_counter_uncharge";
+                    "fx_uncharge_2" P::Fexit, "page_counter_uncharge";
+                },
+                needs: GUARDED_COUNTER,
                 gives: Status::Exact,
                 remark: "",
             },
             Candidate {
                 mechanism: M::Fentry,
                 hooks: hooks! { "fe_counter_uncharge" P::Fentry, "page_counter_uncharge"; },
-                needs: &[Need::CounterOwner, Need::MemcgId],
+                needs: COUNTER,
                 gives: Status::Exact,
                 remark: "",
             },
@@ -410,6 +479,20 @@ pub static ROLES: &[Role] = &[
         name: "cgroup.lifecycle",
         purpose: "cgroups made, removed, renamed; tasks moved",
         candidates: &[
+            // First, because a classic tracepoint program keeps kprobes from running that interrupt it.
+            Candidate {
+                mechanism: M::BtfTracepoint,
+                hooks: hooks! {
+                    "tb_cgroup_mkdir" P::BtfTracepoint("cgroup"), "cgroup_mkdir";
+                    "tb_cgroup_rmdir" P::BtfTracepoint("cgroup"), "cgroup_rmdir";
+                    "tb_cgroup_release" P::BtfTracepoint("cgroup"), "cgroup_release";
+                    "tb_cgroup_rename" P::BtfTracepoint("cgroup"), "cgroup_rename";
+                    "tb_cgroup_attach_task" P::BtfTracepoint("cgroup"), "cgroup_attach_task";
+                },
+                needs: &[Need::MemcgId],
+                gives: Status::Exact,
+                remark: "",
+            },
             Candidate {
                 mechanism: M::Tracepoint,
                 hooks: hooks! {
@@ -422,19 +505,6 @@ pub static ROLES: &[Role] = &[
                 needs: &[],
                 gives: Status::Exact,
                 remark: "",
-            },
-            Candidate {
-                mechanism: M::BtfTracepoint,
-                hooks: hooks! {
-                    "tb_cgroup_mkdir" P::BtfTracepoint("cgroup"), "cgroup_mkdir";
-                    "tb_cgroup_rmdir" P::BtfTracepoint("cgroup"), "cgroup_rmdir";
-                    "tb_cgroup_release" P::BtfTracepoint("cgroup"), "cgroup_release";
-                    "tb_cgroup_rename" P::BtfTracepoint("cgroup"), "cgroup_rename";
-                    "tb_cgroup_attach_task" P::BtfTracepoint("cgroup"), "cgroup_attach_task";
-                },
-                needs: &[Need::MemcgId],
-                gives: Status::Bounded,
-                remark: "names come from directories, so a cgroup that is gone before a look stays nameless",
             },
         ],
         without: "cgroups that come and go between two looks stay nameless",
@@ -462,6 +532,19 @@ pub static ROLES: &[Role] = &[
             ["rt_cache_free" "tp_cache_free" "kmem_cache_free", "rt_kfree" "tp_kfree" "kfree"]
         ),
         without: "slab frees are not seen",
+        on_request: true,
+    },
+    Role {
+        name: "slab.charge",
+        purpose: "objects charged after they were made: sockets, when they are accepted",
+        candidates: &[Candidate {
+            mechanism: M::Fentry,
+            hooks: hooks! { "fx_cache_charge" P::Fexit, "kmem_cache_charge"; },
+            needs: &[Need::SlabPlace],
+            gives: Status::Exact,
+            remark: "",
+        }],
+        without: "an object that is charged later counts as charged to nobody until it is freed",
         on_request: true,
     },
     Role {
@@ -528,7 +611,7 @@ mod tests {
         for candidate in ROLES.iter().flat_map(|role| role.candidates) {
             for hook in candidate.hooks {
                 let mechanism = match hook.place {
-                    P::Kprobe | P::Kretprobe => M::Kprobe,
+                    P::Kprobe | P::Kretprobe | P::Inside { .. } | P::Returns => M::Kprobe,
                     P::Fentry | P::Fexit => M::Fentry,
                     P::RawTracepoint => M::RawTracepoint,
                     P::Tracepoint(_) => M::Tracepoint,

@@ -12,4 +12,5 @@ pub mod file;
 pub mod proc;
 pub mod security;
 pub mod symbols;
+pub mod text;
 pub mod tracefs;

@@ -28,6 +28,8 @@ pub struct Symbols {
 pub struct Symbol {
     /// 0 where [`Symbols::addresses_hidden`].
     pub address: u64,
+    /// Bytes to the next symbol, padding included; 0 where addresses are hidden, or it is the last.
+    pub bytes: u64,
     /// As nm shows it: `T`/`t` text, `D`/`d` data, `B`/`b` zeroed data, lower case for static.
     pub kind: char,
     /// The module it is in; `None` for the kernel itself.
@@ -47,6 +49,14 @@ impl Symbols {
         self.found
             .get(name)
             .is_some_and(|symbols| symbols.iter().any(Symbol::is_function))
+    }
+
+    /// A function of which there is only one.
+    pub fn function(&self, name: &str) -> Option<&Symbol> {
+        match self.found.get(name).map(Vec::as_slice) {
+            Some([only]) if only.is_function() && !self.addresses_hidden => Some(only),
+            _ => None,
+        }
     }
 
     /// Address of a symbol of which there is only one.
@@ -84,6 +94,8 @@ pub fn parse_kallsyms(bytes: &[u8], wanted: &[&str]) -> Result<Symbols, LineErro
         }
     }
     let mut symbols = Symbols::default();
+    // Of all symbols of code, for what comes after those that are wanted.
+    let mut addresses = Vec::new();
     let (mut any_line, mut any_address) = (false, false);
     for (number, line) in file::lines(bytes) {
         let wrong = || LineError::new(number, "not a line of address, kind and name");
@@ -93,20 +105,21 @@ pub fn parse_kallsyms(bytes: &[u8], wanted: &[&str]) -> Result<Symbols, LineErro
             name,
             module,
         } = split(line).ok_or_else(wrong)?;
+        let address = hexadecimal(address).ok_or_else(wrong)?;
         any_line = true;
-        any_address |= address.iter().any(|digit| *digit != b'0');
+        any_address |= address != 0;
+        if matches!(kind, b't' | b'T' | b'w' | b'W') {
+            addresses.push(address);
+        }
         let Some(wanted) = stems.get(stem(name)) else {
             continue;
         };
         for of in wanted {
             if of.as_bytes() == name {
-                let address = std::str::from_utf8(address)
-                    .ok()
-                    .and_then(|digits| u64::from_str_radix(digits, 16).ok())
-                    .ok_or_else(wrong)?;
                 let found = symbols.found.entry((*of).to_owned()).or_default();
                 found.push(Symbol {
                     address,
+                    bytes: 0,
                     kind: char::from(kind),
                     module: module.map(file::text),
                 });
@@ -120,7 +133,19 @@ pub fn parse_kallsyms(bytes: &[u8], wanted: &[&str]) -> Result<Symbols, LineErro
         }
     }
     symbols.addresses_hidden = any_line && !any_address;
+    addresses.sort_unstable();
+    for symbol in symbols.found.values_mut().flatten() {
+        let next = addresses.partition_point(|address| *address <= symbol.address);
+        symbol.bytes = addresses.get(next).map_or(0, |next| next - symbol.address);
+    }
     Ok(symbols)
+}
+
+/// A hexadecimal number without an allocation.
+fn hexadecimal(digits: &[u8]) -> Option<u64> {
+    std::str::from_utf8(digits)
+        .ok()
+        .and_then(|digits| u64::from_str_radix(digits, 16).ok())
 }
 
 /// The name without what the compiler added.

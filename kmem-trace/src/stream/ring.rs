@@ -24,19 +24,21 @@ impl AsRawFd for Watched {
 /// The consuming end of the ring.
 pub struct Ring {
     watched: AsyncFd<Watched>,
+    /// Of records that found the first one busy; few, and never a reason to wake.
+    spare: RingBuf<MapData>,
 }
 
 impl Ring {
-    /// Takes the map over. Must be called within a tokio runtime.
+    /// Takes the maps over. Must be called within a tokio runtime.
     ///
     /// # Errors
     /// Where the runtime cannot watch the map's descriptor.
-    pub fn new(ring: RingBuf<MapData>) -> std::io::Result<Self> {
+    pub fn new(ring: RingBuf<MapData>, spare: RingBuf<MapData>) -> std::io::Result<Self> {
         // SAFETY: the descriptor is the map's own, stays the same and open until the map is
         // dropped, and the map is owned by what watches it.
         let watched =
             unsafe { AsyncFd::register_with_interest(Watched(ring), Interest::READABLE) }?;
-        Ok(Self { watched })
+        Ok(Self { watched, spare })
     }
 
     /// Returns when the programs have woken us because the ring fills.
@@ -46,14 +48,17 @@ impl Ring {
         }
     }
 
-    /// What waits in the ring, at most a batch; an empty batch means nothing waits.
+    /// What waits in the rings, at most a batch of each; an empty batch means nothing waits.
     pub fn drain(&mut self) -> Batch {
         let mut bytes = BytesMut::new();
-        while bytes.len() < BATCH_BYTES {
-            let Some(item) = self.watched.get_mut().0.next() else {
-                break;
-            };
-            bytes.extend_from_slice(&item);
+        for ring in [&mut self.watched.get_mut().0, &mut self.spare] {
+            let most = bytes.len() + BATCH_BYTES;
+            while bytes.len() < most {
+                let Some(item) = ring.next() else {
+                    break;
+                };
+                bytes.extend_from_slice(&item);
+            }
         }
         Batch::new(bytes.freeze())
     }

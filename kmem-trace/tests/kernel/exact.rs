@@ -1,7 +1,7 @@
 //! Is the ledger the kernel's own figure, while a load comes, stays and goes?
 
 use nix::sys::signal::Signal;
-use std::{thread, time::Duration};
+use std::{collections::HashSet, fs, thread, time::Duration};
 
 use crate::support::{
     cgroup::{self, Cgroup},
@@ -14,10 +14,7 @@ const MIB: i64 = 1 << 20;
 /// Frees that wait for an RCU grace period have happened by then.
 const QUIET: Duration = Duration::from_secs(2);
 
-// On 6.1 in QEMU it misses up to some dozen pages that softirqs free while a probe runs: within the
-// bound, not equal. docs/limitations.md, "Skipped programs".
 #[test]
-#[ignore = "known defect: kprobes that interrupt a kprobe program are skipped by the kernel"]
 fn by_kprobe_every_byte_of_a_load_is_in_the_ledger() {
     every_byte_is_in_the_ledger("kprobe");
 }
@@ -41,6 +38,9 @@ fn every_byte_is_in_the_ledger(mechanism: &str) {
     for role in ["counter.charge", "counter.uncharge"] {
         assert_eq!(tracer.role(role)["mechanism"], mechanism);
         assert_eq!(tracer.role(role)["status"], "exact");
+    }
+    if mechanism == "kprobe" {
+        assert_breakpoints();
     }
     let before = both.map(|name| tracer.next_report(name));
 
@@ -73,42 +73,66 @@ fn every_byte_is_in_the_ledger(mechanism: &str) {
     lines::assert_exact(summary);
     lines::assert_nothing_lost(summary);
     assert_eq!(summary["stream"]["agrees"], true, "{summary}");
-    assert!(number(&summary["stream"], "records") > 1000, "{summary}");
+    // Large folios are charged in one piece: the same load gives fewer records on newer kernels.
+    assert!(number(&summary["stream"], "records") > 200, "{summary}");
     assert_eq!(number(&summary["stream"], "differences"), 0, "{summary}");
 
-    let mut on_the_way = 0;
+    let mut usages = HashSet::new();
     for report in lines::of_type(&ended.lines, "report") {
         lines::assert_holds(report);
-        on_the_way += i64::from(number(&report["bound_terms"], "skew") > 0);
+        usages.insert(number(report, "usage_bytes"));
     }
-    assert!(on_the_way > 0, "no report fell into the load");
+    assert!(usages.len() > 10, "no report fell into the load");
 }
 
-/// An interrupt that frees charged memory while a program runs on its CPU is not seen where the
-/// kernel does not let programs nest. What that hides has to stay within the bound, and where the
-/// kernel counts it, the count is all there is to explain.
+/// The kernel's list of kprobes: none on page counters is called by ftrace or turned into a jump,
+/// for then interrupts come between.
+fn assert_breakpoints() {
+    let list = fs::read_to_string("/sys/kernel/debug/kprobes/list").expect("debugfs is mounted");
+    let ours: Vec<_> = list
+        .lines()
+        .filter(|line| line.contains(" page_counter_"))
+        .collect();
+    assert!(ours.len() >= 4, "{list}");
+    for line in ours {
+        assert!(
+            !line.contains("[FTRACE]") && !line.contains("[OPTIMIZED]"),
+            "{line}"
+        );
+    }
+}
+
+/// Loads that end while others begin, so that softirqs free what processes hold in the middle of
+/// programs: exact by both mechanisms at a time, unless the kernel counted a program that it
+/// skipped; then within the bound.
 #[test]
-fn a_storm_of_loads_stays_within_the_bound() {
+fn a_storm_of_loads_is_in_the_ledger() {
     if !machine::is_vm() || !machine::needs_exact() {
         return;
     }
     let parent = Cgroup::top("test-storm");
-    let tracer = Tracer::start("-c test-storm -i 50ms");
-    for _ in 0..4 {
+    let tracers = ["kprobe", "fentry"].map(|mechanism| {
+        Tracer::start(&format!(
+            "-c test-storm -i 50ms --attach {mechanism} --ring 16384"
+        ))
+    });
+    for _ in 0..3 {
         load::pass(&parent, "netns tcp=500 anon=50M file=50M forks=200");
     }
     thread::sleep(QUIET);
-    let report = tracer.next_report(&parent.name);
-    assert!(number(&report, "charged_bytes") > 400 * MIB, "{report}");
-    println!("{report}");
-    let ended = tracer.end();
-    let summary = ended.assert_fine();
-    assert_eq!(summary["stream"]["agrees"], true, "{summary}");
-    let limits = summary["limits"].to_string();
-    if number(&summary["lost"], "skipped") == 0 && !limits.contains("skips") {
-        lines::assert_exact(summary);
+    for tracer in tracers {
+        let report = tracer.next_report(&parent.name);
+        assert!(number(&report, "charged_bytes") > 300 * MIB, "{report}");
+        let ended = tracer.end();
+        let summary = ended.assert_fine();
+        assert_eq!(summary["stream"]["agrees"], true, "{summary}");
+        if number(&summary["lost"], "skipped") == 0 {
+            lines::assert_exact(summary);
+        } else {
+            println!("skipped programs: {summary}");
+        }
+        lines::of_type(&ended.lines, "report").for_each(lines::assert_holds);
     }
-    lines::of_type(&ended.lines, "report").for_each(lines::assert_holds);
 }
 
 #[test]
@@ -137,11 +161,22 @@ fn a_ring_of_one_page_loses_records_and_no_byte() {
 
 #[test]
 fn two_traces_at_a_time_are_both_exact() {
+    two_are_exact("test-twice", "auto");
+}
+
+/// The second one finds the breakpoints of the first in the code that it looks for places in.
+#[test]
+fn two_traces_by_kprobe_at_a_time_are_both_exact() {
+    two_are_exact("test-twice-kprobe", "kprobe");
+}
+
+fn two_are_exact(cgroup: &str, mechanism: &str) {
     if !machine::is_vm() || !machine::needs_exact() {
         return;
     }
-    let parent = Cgroup::top("test-twice");
-    let tracers = [(); 2].map(|()| Tracer::start("-c test-twice -i 50ms"));
+    let parent = Cgroup::top(cgroup);
+    let words = format!("-c {cgroup} -i 50ms --attach {mechanism}");
+    let tracers = [(); 2].map(|()| Tracer::start(&words));
     let held = load::start(&parent, "anon=60M pipes=200");
     thread::sleep(QUIET);
     for tracer in &tracers {

@@ -40,10 +40,17 @@ pub fn attach_best(inspection: &Inspection, request: &Request) -> Result<(Plan, 
             &struck_why,
         );
         plan.slab = request.slab && plan.attribution.is_ok();
-        let config = constants(&plan, request)?;
+        let mut config = constants(&plan, request)?;
+        // Whoever charges late, a program sees it or the free tells.
+        let late_seen = plan
+            .role("slab.charge")
+            .is_some_and(|role| role.choice.is_some());
+        config.late_charges_unseen =
+            u32::from(!late_seen && inspection.symbols.has_function("kmem_cache_charge"));
         match attach(
             &plan,
             &config,
+            &inspection.sites,
             &request.roles,
             request.sizes,
             aya_btf.as_ref(),

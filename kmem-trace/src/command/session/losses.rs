@@ -8,7 +8,7 @@ use kmem_trace_ebpf::totals::{
 
 use super::Session;
 use crate::{
-    hooks::accounting,
+    hooks::{accounting, table::Mechanism},
     kernel::cgroupfs::{self, CgroupDir},
     reconcile::{report::Lost, usage::STOCK_PAGES},
 };
@@ -22,10 +22,19 @@ impl Session {
         if lost.map_full > 0 {
             limits.push("totals are lower bounds: charges were seen that could not be counted (use --max-cgroups)".to_owned());
         }
-        if !self.counts_skips() {
+        if self.shares_a_guard() && !self.counts_skips() {
             limits.push("this kernel does not count probe runs that it skips: lost.skipped is a lower bound".to_owned());
         }
         limits
+    }
+
+    /// Whether programs of other tracers can keep those of the ledger from running.
+    fn shares_a_guard(&self) -> bool {
+        ["counter.charge", "counter.uncharge", "memcg.state"]
+            .iter()
+            .filter(|role| self.plan.exact != (**role == "memcg.state"))
+            .filter_map(|role| self.plan.role(role)?.choice)
+            .any(|(_, it)| matches!(it.mechanism, Mechanism::Kprobe | Mechanism::Tracepoint))
     }
 
     /// Whether the kernel counts skipped kprobe runs: it does since it can tell them per link.
@@ -43,31 +52,26 @@ impl Session {
         cpus * accounting::cached_per_cpu(self.inspection.btf.as_ref().ok()) * STOCK_PAGES
     }
 
-    pub(super) fn tally(&self, which: u32) -> u64 {
-        self.attached
-            .tally
-            .get(&which, 0)
-            .map_or(0, |per_cpu| per_cpu.iter().sum())
-    }
-
     /// What was lost so far.
     pub fn lost(&mut self) -> Lost {
         Lost {
-            ring: self.tally(LOST_RING),
-            map_full: self.tally(LOST_MAP_FULL) + self.tally(LOST_UNREAD) + self.tally(LOST_DEPTH),
+            ring: self.attached.tally(LOST_RING),
+            map_full: self.attached.tally(LOST_MAP_FULL)
+                + self.attached.tally(LOST_UNREAD)
+                + self.attached.tally(LOST_DEPTH),
             skipped: self.attached.skipped(),
         }
     }
 
     /// Pages that are in no total, at most.
     pub(super) fn lost_pages(&mut self, lost: &Lost) -> Result<u64> {
-        let reading = self.reading()?;
+        let reading = self.reading();
         let largest = reading
             .values()
             .map(|totals| totals.largest)
             .max()
             .unwrap_or(0);
-        let mut pages = self.tally(LOST_PAGES) + lost.skipped * largest.max(STOCK_PAGES);
+        let mut pages = self.attached.tally(LOST_PAGES) + lost.skipped * largest.max(STOCK_PAGES);
         if !self.plan.exact {
             // Cgroups made and gone before their directory could be looked at: ours or not, nobody
             // can tell, so what they still hold may be missing from the ledger.

@@ -145,12 +145,12 @@ impl Session {
     }
 
     pub fn ring(&mut self) -> Result<Ring> {
-        let ring = self
+        let (ring, spare) = self
             .attached
-            .ring
+            .rings
             .take()
             .context("the ring was taken already")?;
-        Ring::new(ring).context("cannot watch the ring buffer")
+        Ring::new(ring, spare).context("cannot watch the ring buffer")
     }
 
     pub fn attached(&mut self) -> &mut Attached {
@@ -187,6 +187,14 @@ impl Session {
                 if let Some(role) = self.plan.role(name).filter(|role| role.choice.is_none()) {
                     spots.push(format!("{name}: {}", role.why));
                 }
+            }
+            if self
+                .plan
+                .role("charge.user")
+                .is_some_and(|role| role.choice.is_some())
+                && !self.plan.attaches("charge.user", &self.request.roles)
+            {
+                spots.push("charge.user: its kprobes would hide from the ledger what interrupts charge meanwhile; ask for them with --events charge.user, or use --attach fentry".to_owned());
             }
         }
         if let (true, Err(why)) = (self.request.slab, &self.plan.attribution) {
@@ -285,7 +293,7 @@ impl Session {
         if !self.plan.exact {
             return Ok(None);
         }
-        let reading = self.reading()?;
+        let reading = self.reading();
         let differences = self.streamed.differences(&reading);
         for (id, slot, streamed, total) in differences.iter().take(10) {
             log::debug!("cgroup {id} slot {slot}: streamed {streamed} pages, totals {total}");

@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use kmem_trace_ebpf::totals::{
     SLOT_KMEM, SLOT_MEMORY, SLOT_STAT_ANON, SLOT_STAT_FILE, SLOT_STAT_KMEM, SLOT_STAT_SOCK,
     SLOT_SWAP, SLOT_TCPMEM, Totals,
@@ -64,37 +64,30 @@ const BASE_READINGS: usize = 5;
 pub(super) type Key = (u64, &'static str);
 
 impl Session {
-    /// The kernel-side totals of every cgroup, summed over CPUs.
-    pub(super) fn reading(&mut self) -> Result<Reading> {
+    /// The kernel-side totals of every cgroup, summed over CPUs, and what the programs wrote down of
+    /// who is charged with whom.
+    pub(super) fn reading(&mut self) -> Reading {
         let mut reading = Reading::new();
-        for entry in self.attached.totals.iter() {
-            let (id, per_cpu) = entry.context("cannot read the totals")?;
-            let mut sum = Totals::default();
-            for one in per_cpu.iter() {
-                for slot in 0..sum.charged.len() {
-                    sum.charged[slot] = sum.charged[slot].wrapping_add(one.charged[slot]);
-                    sum.uncharged[slot] = sum.uncharged[slot].wrapping_add(one.uncharged[slot]);
-                }
-                sum.user_charges += one.user_charges;
-                sum.user_refusals += one.user_refusals;
-                sum.largest = sum.largest.max(one.largest);
+        for place in 0..self.attached.cgroups.elements() {
+            let cgroup = self.attached.cgroups.get(place);
+            if cgroup.cgroup_id == 0 {
+                continue;
             }
-            reading.insert(id, sum);
+            if cgroup.parent_id != 0 {
+                self.tree.charged_with(cgroup.cgroup_id, cgroup.parent_id);
+            }
+            // Two CPUs that meet a cgroup at once take a place each, and one gives its own back.
+            let totals = self.attached.totals(place);
+            if totals != Totals::default() || !reading.contains_key(&cgroup.cgroup_id) {
+                reading.insert(cgroup.cgroup_id, totals);
+            }
         }
-        Ok(reading)
+        reading
     }
 
-    /// Takes over what the programs wrote down of who is charged with whom.
-    fn learn_ancestry(&mut self) {
-        for (id, ancestry) in self.attached.ancestry.iter().flatten() {
-            self.tree.charged_with(id, ancestry.parent_id);
-        }
-    }
-
-    pub(super) fn moved(&mut self, ids: &HashSet<u64>) -> Result<HashMap<u64, Moved>> {
-        let reading = self.reading()?;
-        self.learn_ancestry();
-        Ok(moved(&reading, &self.tree, ids))
+    pub(super) fn moved(&mut self, ids: &HashSet<u64>) -> HashMap<u64, Moved> {
+        let reading = self.reading();
+        moved(&reading, &self.tree, ids)
     }
 
     pub(super) fn ids(&self) -> HashSet<u64> {
@@ -119,7 +112,7 @@ impl Session {
             }
         }
         if !self.plan.exact {
-            let reading = self.reading()?;
+            let reading = self.reading();
             self.unnamed_at_start = reading
                 .keys()
                 .filter(|id| self.tree.get(**id).is_none())
@@ -131,14 +124,14 @@ impl Session {
 
     /// One bracket a cgroup and counter: totals, files, totals.
     pub(super) fn brackets(&mut self, ids: &HashSet<u64>) -> Result<Vec<(Key, Bracket)>> {
-        let before = self.moved(ids)?;
+        let before = self.moved(ids);
         let mut files = Vec::new();
         for dir in &self.reported {
             if let Ok(values) = cgroupfs::counters(&dir.dir, self.hierarchy) {
                 files.push((dir.id, values));
             }
         }
-        let after = self.moved(ids)?;
+        let after = self.moved(ids);
         let mut brackets = Vec::new();
         for (id, values) in files {
             let (Some(before), Some(after)) = (before.get(&id), after.get(&id)) else {

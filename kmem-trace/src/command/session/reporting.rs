@@ -117,10 +117,7 @@ impl Session {
                 _ => dead += 1,
             }
         }
-        let sees_users = self
-            .plan
-            .role("charge.user")
-            .is_some_and(|role| role.choice.is_some());
+        let sees_users = self.plan.attaches("charge.user", &self.request.roles);
         let streams = self.plan.exact;
         let streamed_pages: i64 = slots
             .iter()

@@ -137,9 +137,9 @@ impl Session {
                 &now,
                 coverage.unseen,
             ),
-            lost_keys: self.tally(LOST_SLAB_KEYS),
-            lost_objects: self.tally(LOST_OBJECTS),
-            misread: self.tally(SLAB_MISREAD),
+            lost_keys: self.attached.tally(LOST_SLAB_KEYS),
+            lost_objects: self.attached.tally(LOST_OBJECTS),
+            misread: self.attached.tally(SLAB_MISREAD),
             skipped: self.attached.slab_skipped(),
         };
         for (id, book) in &books {

@@ -1,0 +1,84 @@
+//! An array map of the kernel, mapped: read without a system call.
+//!
+//! A look-up by system call would keep the kernel from running kprobe and tracepoint programs on
+//! its CPU meanwhile (`bpf_disable_instrumentation`, include/linux/bpf.h).
+
+use std::{
+    marker::PhantomData,
+    os::fd::{AsFd as _, AsRawFd as _},
+};
+
+use anyhow::{Context as _, Result, bail};
+use aya::{
+    Pod,
+    maps::{Map, MapData},
+};
+use memmap2::{MmapOptions, MmapRaw};
+
+/// The elements of a `BPF_F_MMAPABLE` array.
+#[derive(Debug)]
+pub struct Mapped<T> {
+    memory: MmapRaw,
+    len: usize,
+    /// The map lives as long as its mapping; kept for its figures.
+    map: MapData,
+    elements: PhantomData<T>,
+}
+
+impl<T: Pod> Mapped<T> {
+    /// Maps the `len` elements of `map`.
+    ///
+    /// # Errors
+    /// Where it is no array, or the kernel does not map it.
+    pub fn new(map: Map, len: usize) -> Result<Self> {
+        let Map::Array(map) = map else {
+            bail!("not an array map");
+        };
+        let bytes = len * Self::stride();
+        let memory = MmapOptions::new()
+            .len(bytes)
+            .map_raw_read_only(map.fd().as_fd().as_raw_fd())
+            .with_context(|| format!("the kernel does not map {bytes} bytes of an array map"))?;
+        Ok(Self {
+            memory,
+            len,
+            map,
+            elements: PhantomData,
+        })
+    }
+
+    /// Bytes from one element to the next (`array->elem_size`, kernel/bpf/arraymap.c).
+    fn stride() -> usize {
+        size_of::<T>().next_multiple_of(8)
+    }
+
+    pub fn elements(&self) -> usize {
+        self.len
+    }
+
+    /// Bytes that the kernel holds for it.
+    pub fn bytes(&self) -> u64 {
+        (self.len * Self::stride()) as u64
+    }
+
+    pub fn map(&self) -> &MapData {
+        &self.map
+    }
+
+    /// An element as it is now, each word of it whole.
+    ///
+    /// # Panics
+    /// Where there are not so many.
+    pub fn get(&self, index: usize) -> T {
+        assert!(index < self.len, "element {index} of {}", self.len);
+        // SAFETY: within the mapping, which is aligned to a page; a `Pod` has no invalid value. The
+        // programs write to it meanwhile: volatile.
+        unsafe {
+            self.memory
+                .as_ptr()
+                .add(index * Self::stride())
+                .cast::<T>()
+                .read_volatile()
+        }
+    }
+}
