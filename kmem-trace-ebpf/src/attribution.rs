@@ -53,6 +53,11 @@ pub static MEMORY_MAP: Array<u64> = Array::with_max_entries(1, 0);
 #[map]
 pub static CONTEXT: PerCpuArray<[u32; 2]> = PerCpuArray::with_max_entries(1, 0);
 
+/// A listening socket is being copied on this CPU: by which task, or over which an interrupt does
+/// it, and which memory cgroup pays for the listener.
+#[map]
+pub static LISTENER: PerCpuArray<[u64; 2]> = PerCpuArray::with_max_entries(1, 0);
+
 const SOFTIRQ: usize = 0;
 const HARDIRQ: usize = 1;
 const PAGE_SHIFT: u32 = 12;
@@ -332,6 +337,53 @@ fn move_to_payer(address: u64, cache: u64, size: u64, payer: u64, always: u64) -
     1
 }
 
+/// A copy of a socket begins: whoever pays for the listener is whom the new one works for.
+#[inline(always)]
+pub fn socket_copied(socket: u64) {
+    if config!(attribute_slab) != 1 || config!(can_read) != 1 {
+        return;
+    }
+    let map = memory_map(0);
+    let slab = if map == 0 { 0 } else { slab_of(socket, map) };
+    if slab == 0 {
+        return;
+    }
+    let cache: u64 = member(slab, config!(slab_cache)).unwrap_or(0);
+    let size = u64::from(member::<u32>(cache, config!(kmem_cache_size)).unwrap_or(0));
+    let payer = payer_of(slab, socket, map, size);
+    note_listener(unsafe { bpf_get_current_task() }, payer);
+}
+
+/// It ends.
+#[inline(always)]
+pub fn socket_done() {
+    note_listener(0, 0);
+}
+
+#[inline(always)]
+fn note_listener(task: u64, payer: u64) {
+    if let Some(listener) = LISTENER.get_ptr_mut(0) {
+        let words = listener.cast::<u64>();
+        unsafe {
+            words.write(task);
+            words.add(1).write(payer);
+        }
+    }
+}
+
+/// The memory cgroup that asks: the listener's, of a socket that is being copied; else the task's.
+#[inline(never)]
+fn asker_of(task: u64) -> u64 {
+    if let Some(listener) = LISTENER.get_ptr(0) {
+        let words = listener.cast::<u64>();
+        let (by, payer) = unsafe { (*words, *words.add(1)) };
+        if by == task && payer != 0 {
+            return payer;
+        }
+    }
+    memcg_of_task(task).unwrap_or(0)
+}
+
 /// `kmem_cache_charge` succeeded on an object.
 #[inline(always)]
 pub fn charged_late(address: u64) {
@@ -391,7 +443,7 @@ pub fn moved(object: &Object, allocation: bool) {
             // Of an object that was here before and whose end was not seen.
             let _ = OWNERLESS.remove(object.address);
         }
-        let asking = memcg_of_task(unsafe { bpf_get_current_task() }).unwrap_or(0);
+        let asking = asker_of(unsafe { bpf_get_current_task() });
         key.asker = named(asking);
         let ours = (payer != 0 && payer != OTHERS) || (key.asker != 0 && key.asker != OTHERS);
         if ours {

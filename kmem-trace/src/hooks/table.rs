@@ -548,6 +548,34 @@ pub static ROLES: &[Role] = &[
         on_request: true,
     },
     Role {
+        name: "slab.socket",
+        purpose: "sockets born in softirq: whom the listening socket belongs to",
+        candidates: &[
+            Candidate {
+                mechanism: M::Fentry,
+                hooks: hooks! {
+                    "fe_sk_clone" P::Fentry, "sk_clone";
+                    "fx_sk_clone" P::Fexit, "sk_clone";
+                },
+                needs: &[Need::SlabPlace],
+                gives: Status::Exact,
+                remark: "",
+            },
+            Candidate {
+                mechanism: M::Fentry,
+                hooks: hooks! {
+                    "fe_sk_clone" P::Fentry, "sk_clone_lock";
+                    "fx_sk_clone" P::Fexit, "sk_clone_lock";
+                },
+                needs: &[Need::SlabPlace],
+                gives: Status::Exact,
+                remark: "",
+            },
+        ],
+        without: "a socket born in softirq is put down to the task that was interrupted",
+        on_request: true,
+    },
+    Role {
         name: "slab.context",
         purpose: "softirqs and hardirq handlers, where there is no task to charge",
         candidates: &[Candidate {
