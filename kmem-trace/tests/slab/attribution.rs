@@ -37,6 +37,8 @@ fn tracer(words: &str) -> Option<Tracer> {
 
 /// The slab lines of one report, with the node line that ends them.
 struct Slab {
+    /// Of the same moment.
+    report: Value,
     lines: Vec<Value>,
     node: Value,
 }
@@ -63,6 +65,10 @@ impl Slab {
             .collect();
         let (from, to) = (ends[nodes - 1], ends[nodes]);
         Self {
+            report: lines::of_type(&all[from..to], "report")
+                .next()
+                .cloned()
+                .expect("a report comes before its slab"),
             lines: lines::of_type(&all[from..to], "slab").cloned().collect(),
             node: all[to].clone(),
         }
@@ -161,21 +167,13 @@ fn the_node_adds_up_and_what_is_charged_is_what_the_kernel_counts() {
     assert!(number(node, "residual_bytes").abs() < 2 * MIB, "{node}");
 
     // v2 tells a cgroup's slab: objects at their size and a pointer each (`obj_full_size`).
-    let report = lines::reports(&ended.lines, &parent.name)
-        .filter(|report| {
-            report["breakdown"]["slab"]
-                .as_i64()
-                .is_some_and(|it| it > 6 * MIB)
-        })
-        .last();
-    if let Some(report) = report {
+    if let Some(kernel) = slab.report["breakdown"]["slab"].as_i64() {
         let full: i64 = slab
             .lines
             .iter()
             .filter(|line| line["cause"] == "charged")
             .map(|line| number(line, "bytes") + 8 * number(line, "objects"))
             .sum();
-        let kernel = number(&report["breakdown"], "slab");
         assert!(
             (kernel - full).abs() < 256 * 1024,
             "{full} by events, {kernel} by memory.stat"
