@@ -33,6 +33,7 @@ use crate::{
         limit,
         report::{Report, Summary},
         slab::{self as reconcile_slab, SlabReport},
+        verdict,
     },
     stream::{
         decode::{Batch, Record},
@@ -381,7 +382,8 @@ impl<'a> Trace<'a> {
         let Some(report) = self.last.first().cloned() else {
             return Ok(());
         };
-        let mut verdict = verdict(&self.last, self.worst, stream.as_ref());
+        let ever_beyond = self.worst == Outcome::Beyond;
+        let mut verdict = verdict::sentences(&self.last, ever_beyond, stream.as_ref());
         if let Some(slab) = &self.last_slab {
             verdict.extend(reconcile_slab::verdict(slab));
         }
@@ -415,46 +417,6 @@ impl<'a> Trace<'a> {
             other => other.context("cannot write the output"),
         }
     }
-}
-
-/// The sentences at the end.
-fn verdict(
-    reports: &[Report],
-    worst: Outcome,
-    stream: Option<&crate::reconcile::report::StreamCheck>,
-) -> Vec<String> {
-    let mut sentences = Vec::new();
-    for report in reports {
-        let residual = report.residual_bytes;
-        let name = &report.cgroup;
-        sentences.push(if residual == 0 {
-            format!("{name}: the ledger equals the kernel's figure to the byte.")
-        } else if report.holds() {
-            format!(
-                "{name}: {} unexplained, within the bound.",
-                crate::view::size::signed(residual)
-            )
-        } else {
-            format!(
-                "{name}: {} unexplained, more than the bound allows.",
-                crate::view::size::signed(residual)
-            )
-        });
-    }
-    if worst == Outcome::Beyond && reports.iter().all(Report::holds) {
-        sentences.push("At an earlier report the residual exceeded its bound.".to_owned());
-    }
-    if let Some(check) = stream {
-        let lost = reports.first().map_or(0, |report| report.lost.ring);
-        sentences.push(if check.agrees {
-            format!("{} streamed records add up to the kernel-side totals.", check.records)
-        } else if lost > 0 {
-            format!("{} streamed records differ from the totals in {} places: {lost} records were lost.", check.records, check.differences)
-        } else {
-            format!("{} streamed records differ from the totals in {} places though none was lost.", check.records, check.differences)
-        });
-    }
-    sentences
 }
 
 /// The roles that `--events` names; without a name all that are not expensive.

@@ -10,6 +10,7 @@ use super::{
     layout::{self, Layout, Sources},
     limits,
     site::{AllSites, RETURN_THUNKS},
+    slab_layout,
     table::{Candidate, Hook, Mechanism, Need, Place, ROLES, Role, Status},
 };
 
@@ -192,7 +193,7 @@ pub fn resolve(facts: &Facts<'_>) -> Plan {
     let attribution = match (&facts.allowed.reads, unmet.get(&Need::SlabPlace)) {
         (Err(why), _) => Err(why.clone()),
         (_, Some(why)) => Err(why.clone()),
-        _ => attributable(&roles),
+        _ => slab_layout::served(&roles),
     };
     Plan {
         roles,
@@ -201,21 +202,6 @@ pub fn resolve(facts: &Facts<'_>) -> Plan {
         slab: false,
         exact,
     }
-}
-
-/// Whether the slab roles are served by what attribution can afford. A classic tracepoint shares its
-/// guard with kprobes: a charge that nests in one would be missed by the ledger.
-fn attributable(roles: &[Resolved]) -> Result<(), String> {
-    for resolved in roles
-        .iter()
-        .filter(|resolved| ["slab.alloc", "slab.free"].contains(&resolved.role.name))
-    {
-        match resolved.choice {
-            Some((_, candidate)) if candidate.mechanism != Mechanism::Tracepoint => {}
-            _ => return Err(format!("{}: {}", resolved.role.name, resolved.why)),
-        }
-    }
-    Ok(())
 }
 
 /// Why a candidate was passed over.

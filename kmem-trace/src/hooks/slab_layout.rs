@@ -3,7 +3,7 @@
 
 use kmem_trace_ebpf::config::{ABSENT, Config};
 
-use super::layout::Sources;
+use super::{layout::Sources, plan::Resolved, table::Mechanism};
 use crate::kernel::{btf::KernelBtf, proc};
 
 /// `___GFP_ACCOUNT` and `SLAB_ACCOUNT` of kernels where they are macros, of which type information
@@ -107,6 +107,21 @@ fn tasks(btf: &KernelBtf, config: &mut Config) -> Result<(), String> {
     config.task_flags = either(btf, &[("task_struct", "flags")])?;
     if [config.task_cgroups, config.css_set_memory, config.memcg_css].contains(&ABSENT) {
         return Err("from a task to its memory cgroup: not in this kernel's BTF".to_owned());
+    }
+    Ok(())
+}
+
+/// Whether the slab roles are served by what attribution can afford. A classic tracepoint shares its
+/// guard with kprobes: a charge that nests in one would be missed by the ledger.
+pub fn served(roles: &[Resolved]) -> Result<(), String> {
+    for resolved in roles
+        .iter()
+        .filter(|resolved| ["slab.alloc", "slab.free"].contains(&resolved.role.name))
+    {
+        match resolved.choice {
+            Some((_, candidate)) if candidate.mechanism != Mechanism::Tracepoint => {}
+            _ => return Err(format!("{}: {}", resolved.role.name, resolved.why)),
+        }
     }
     Ok(())
 }

@@ -9,3 +9,4 @@ pub mod limit;
 pub mod report;
 pub mod slab;
 pub mod usage;
+pub mod verdict;
