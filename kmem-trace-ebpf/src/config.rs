@@ -37,6 +37,9 @@ pub struct Config {
     /// `&vmemmap_base` and `&page_offset_base`; 0 where the symbol table has no variables.
     pub vmemmap_base: u64,
     pub page_offset_base: u64,
+    /// The bits of `kernfs_node_id` that are the inode number of the directory: before 5.5 the
+    /// upper half is a generation.
+    pub kernfs_node_id_mask: u64,
     pub roots_len: u32,
 
     // --- struct members ---
@@ -68,7 +71,7 @@ pub struct Config {
     pub css_set_memory: u32,
     /// `struct mm_struct`: `owner`.
     pub mm_owner: u32,
-    /// `struct kernfs_node`: `id`.
+    /// `struct kernfs_node`: `id`, before 4.14 `ino`.
     pub kernfs_node_id: u32,
     /// `struct kernfs_node`: `name`.
     pub kernfs_node_name: u32,
@@ -318,6 +321,7 @@ impl Config {
         kmem_cache_flags: ABSENT,
         memory_cgrp_subsys: 0,
         own_cgroup: 0,
+        kernfs_node_id_mask: u64::MAX,
         limit_at: [ABSENT; LIMITS],
         usage_at: [ABSENT; COUNTERS],
         cgroup_memory_css: ABSENT,

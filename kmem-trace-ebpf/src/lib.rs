@@ -1,8 +1,9 @@
 //! The wire: what crosses between the BPF programs and userspace, defined once for both.
 //!
 //! [`record`] is what is streamed over the ring buffer (and kept in recorded files), [`totals`]
-//! and [`sums`] what the programs add up in maps, [`config`] the constants that userspace fills in before the
-//! programs are loaded. Everything is `#[repr(C)]`, without unnamed padding, in the byte order of
+//! and [`sums`] what the programs add up in maps, [`config`] the constants that userspace fills in
+//! before the programs are loaded, [`selfcheck`] and [`words`] what programs answer that are run on
+//! request. Everything is `#[repr(C)]`, without unnamed padding, in the byte order of
 //! the machine. No behaviour lives here.
 #![no_std]
 
@@ -11,6 +12,7 @@ pub mod record;
 pub mod selfcheck;
 pub mod sums;
 pub mod totals;
+pub mod words;
 
 /// Version of every layout in this crate; a recorded file carries it in its header.
 pub const WIRE_VERSION: u32 = 2;
@@ -21,6 +23,7 @@ mod plain {
         config::Config,
         sums::{Cache, Origin, SlabKey, SlabSums},
         totals::{Place, Totals},
+        words::Members,
     };
 
     // SAFETY: `repr(C)` integers without padding; every bit pattern is a value.
@@ -29,6 +32,8 @@ mod plain {
     unsafe impl aya::Pod for Totals {}
     // SAFETY: as above.
     unsafe impl aya::Pod for Place {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Members {}
     // SAFETY: as above.
     unsafe impl aya::Pod for SlabKey {}
     // SAFETY: as above.

@@ -25,6 +25,7 @@ mod maps;
 mod memcg;
 mod read;
 mod slab;
+mod stat;
 mod trampolines;
 
 use aya_ebpf::{
@@ -58,6 +59,7 @@ use crate::{
         typed,
     },
     slab::{Object, slab_event},
+    stat::read_words,
 };
 
 /// A kretprobe sees the stack pointer after the return address was popped.
@@ -222,6 +224,23 @@ fn user_charge_returned(memcg: u64, asked: u64, pages: u64, gfp: u64, result: u6
 #[unsafe(link_section = "raw_tracepoint")]
 pub extern "C" fn rt_check_offsets(_ctx: *mut core::ffi::c_void) -> u32 {
     check_offsets(unsafe { bpf_get_current_task() })
+}
+
+// --- a memory cgroup's own counters, on request --------------------------------------------------
+
+/// Attached to nothing and run as [`rt_check_offsets`] is; its arguments are those of
+/// [`read_words`].
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "raw_tracepoint")]
+pub extern "C" fn rt_read_words(ctx: *mut core::ffi::c_void) -> u32 {
+    let ctx: *const u8 = ctx.cast_const().cast();
+    read_words(
+        unsafe { bpf_get_current_task() },
+        argument(ctx, 0),
+        argument(ctx, 1),
+        argument(ctx, 2),
+        argument(ctx, 3),
+    )
 }
 
 // --- tracepoints: memory.stat items ------------------------------------------------------------

@@ -93,7 +93,8 @@ pub fn cgroup_of(memcg: u64) -> Option<u64> {
 #[inline(always)]
 pub fn id_of(cgroup: u64) -> Option<u64> {
     let node: u64 = member(cgroup, config!(cgroup_kn))?;
-    member(node, config!(kernfs_node_id))
+    let id: u64 = member(node, config!(kernfs_node_id))?;
+    Some(id & config!(kernfs_node_id_mask))
 }
 
 /// The id of a cgroup's ancestor at `level`, as `cgroup_is_descendant` finds it.
@@ -172,5 +173,5 @@ pub fn typed_id(memcg: *const u8) -> u64 {
 #[inline(always)]
 pub fn typed_cgroup_id(cgroup: *const u8) -> u64 {
     let node: *const u8 = typed(cgroup, config!(cgroup_kn));
-    typed(node, config!(kernfs_node_id))
+    typed::<u64>(node, config!(kernfs_node_id)) & config!(kernfs_node_id_mask)
 }

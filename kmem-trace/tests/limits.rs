@@ -424,6 +424,24 @@ fn the_root_cgroup_has_no_limit_and_the_event_says_so() {
 }
 
 #[test]
+fn the_root_stands_for_all_cgroups_where_events_are_asked_for() {
+    if !in_vm() {
+        return;
+    }
+    let Some(trace) = Trace::start("/", "auto", &["--events", "limit.write"]) else {
+        return;
+    };
+    let cgroup = Cgroup::new("limits-anywhere");
+    let file = if is_v1() {
+        "memory.limit_in_bytes"
+    } else {
+        "memory.max"
+    };
+    let event = told(&trace, &cgroup.dir, file, "64M");
+    assert_eq!(event["cgroup"], "/limits-anywhere", "{event}");
+}
+
+#[test]
 fn a_limit_write_appears_between_reports() {
     if !in_vm() {
         return;

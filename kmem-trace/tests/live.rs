@@ -4,7 +4,11 @@
 
 mod support;
 
-use std::{thread, time::Duration};
+use std::{
+    process::{Command, Stdio},
+    thread,
+    time::Duration,
+};
 
 use nix::unistd::geteuid;
 use serde_json::Value;
@@ -51,6 +55,32 @@ fn last_line(answer: &Answer) -> Value {
 /// A cgroup's name that no other run of these tests has.
 fn own(name: &str) -> String {
     format!("kmem-trace-test-{name}-{}", std::process::id())
+}
+
+#[test]
+fn a_reader_that_goes_away_ends_each_command_quietly() {
+    if !traceable() {
+        return;
+    }
+    let cgroup = Cgroup::top(&own("pipe"));
+    for words in [
+        format!("explain -c {}", cgroup.name),
+        format!("explain -c {} --format json", cgroup.name),
+        "doctor".to_owned(),
+        format!("-c {} -i 50ms -d 1s", cgroup.name),
+    ] {
+        let mut child = Command::new(machine::program())
+            .args(words.split_whitespace())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the program starts");
+        // As `| head -0` does, before it has written anything.
+        drop(child.stdout.take());
+        let ended = child.wait_with_output().expect("it ends");
+        assert_eq!(ended.status.code(), Some(0), "{words}: {ended:?}");
+        assert_eq!(String::from_utf8_lossy(&ended.stderr), "", "{words}");
+    }
 }
 
 #[test]

@@ -1,5 +1,5 @@
-//! `kmem-trace explain`: which figures of this kernel add up to a cgroup's usage. Without BPF, and
-//! without root wherever the files may be read.
+//! `kmem-trace explain`: which figures of this kernel add up to a cgroup's usage. Without root
+//! wherever the files may be read, and without BPF but for what v1 has no files for.
 
 use std::{
     fs,
@@ -10,9 +10,12 @@ use std::{
 use anyhow::{Context as _, Result};
 use aya::util::online_cpus;
 
-use super::cli::{ExplainArgs, Format};
+use super::{
+    cli::{ExplainArgs, Format},
+    session::attaching,
+};
 use crate::{
-    hooks::{accounting, inspect::KERNEL_BTF},
+    hooks::{accounting, inspect::KERNEL_BTF, memcg_stat::MemcgStat},
     kernel::{
         btf::KernelBtf,
         cgroupfs::{self, CgroupDir, Hierarchy, MemoryMount},
@@ -20,7 +23,8 @@ use crate::{
     },
     reconcile::{
         explain::{Circumstances, Explanation, explain},
-        fields::Figures,
+        fields::{Figures, KMEM},
+        kinds::{self, Kinds},
     },
     view::{
         explain::{self as view, Explained},
@@ -53,17 +57,20 @@ pub fn main(args: &ExplainArgs) -> Result<()> {
     };
     let files = Files::of(&cgroup, mount.hierarchy);
     let circumstances = circumstances(&cgroup, mount.hierarchy, btf.as_ref());
-    let mut best: Option<(u64, Explanation)> = None;
+    let mut counters = (files.figures == Figures::V1).then(|| counters(btf.as_ref()));
+    let mut best: Option<Read> = None;
     for _ in 0..ATTEMPTS {
-        let (skew, explanation) = files.read(&cgroup, &circumstances)?;
-        if best.as_ref().is_none_or(|(least, _)| skew < *least) {
-            best = Some((skew, explanation));
+        let read = files.read(&cgroup, &circumstances, counters.as_mut())?;
+        if best.as_ref().is_none_or(|least| read.skew < least.skew) {
+            best = Some(read);
         }
-        if skew == 0 {
+        if best.as_ref().is_some_and(|best| best.skew == 0) {
             break;
         }
     }
-    let (_, explanation) = best.context("nothing was read")?;
+    let Read {
+        explanation, kinds, ..
+    } = best.context("nothing was read")?;
     let explained = Explained {
         kernel: proc::release(),
         hierarchy: match mount.hierarchy {
@@ -77,6 +84,7 @@ pub fn main(args: &ExplainArgs) -> Result<()> {
         cpus: circumstances.online_cpus,
         cgroups: circumstances.cgroups,
         flushed: circumstances.flushed,
+        kernel_counters: kinds,
         explanation,
     };
     let mut out = io::stdout().lock();
@@ -85,6 +93,27 @@ pub fn main(args: &ExplainArgs) -> Result<()> {
         Format::Table => view::table(&mut out, &explained)?,
     }
     Ok(())
+}
+
+/// The kernel's own counters of kernel memory, or why there are none.
+fn counters(btf: Option<&KernelBtf>) -> Result<MemcgStat, String> {
+    let btf = btf.ok_or("this kernel has no type information (BTF)")?;
+    attaching::raise_memlock();
+    MemcgStat::open(btf).map_err(|why| {
+        if nix::unistd::geteuid().is_root() {
+            why
+        } else {
+            format!("{why}; run as root")
+        }
+    })
+}
+
+/// One reading.
+struct Read {
+    /// Bytes that the usage moved by meanwhile.
+    skew: u64,
+    explanation: Explanation,
+    kinds: Option<Kinds>,
 }
 
 /// The files of a cgroup that have to do with its usage.
@@ -123,12 +152,13 @@ impl Files {
         }
     }
 
-    /// One reading: by how many bytes the usage moved meanwhile, and the explanation.
+    /// One reading.
     fn read(
         &self,
         cgroup: &CgroupDir,
         circumstances: &Circumstances,
-    ) -> Result<(u64, Explanation)> {
+        counters: Option<&mut Result<MemcgStat, String>>,
+    ) -> Result<Read> {
         let missing = || {
             format!(
                 "{} is no memory cgroup: the memory controller is not enabled for it (as root: echo +memory > cgroup.subtree_control in its parent)",
@@ -139,6 +169,11 @@ impl Files {
         let before = number(&cgroup.dir, self.usage)?;
         // Twice: the first reading flushed, so that little waits in per-CPU counters now.
         let stat_now = cgroupfs::stat(&cgroup.dir).unwrap_or(stat);
+        // Right after the flush, so that they are of the same moment.
+        let counted = counters.map(|counters| match counters {
+            Ok(stat) => stat.read(&cgroup.dir, cgroup.id, circumstances.page_bytes),
+            Err(why) => Err(why.clone()),
+        });
         let mut beside = Vec::new();
         for file in self.beside {
             if let Some(value) = number(&cgroup.dir, file)? {
@@ -158,15 +193,34 @@ impl Files {
         };
         let mut items: Vec<(&str, u64)> = stat_now.items().collect();
         items.sort_unstable();
-        Ok((
+        items.extend(beside);
+        let judged = counted.map(|counted| {
+            let lag = kinds::lag_bytes(&circumstances);
+            counted.and_then(|found| kinds::judge(&found, &shown(&items), lag))
+        });
+        let kinds = judged.map(|judged| match judged {
+            Ok((figures, said)) => {
+                items.extend(figures);
+                said
+            }
+            Err(why) => Kinds::NotRead { why },
+        });
+        Ok(Read {
             skew,
-            explain(
-                self.figures,
-                after,
-                items.into_iter().chain(beside),
-                &circumstances,
-            ),
-        ))
+            explanation: explain(self.figures, after, items, &circumstances),
+            kinds,
+        })
+    }
+}
+
+/// What v1's files show of what the counters hold, too.
+fn shown(items: &[(&str, u64)]) -> kinds::Files {
+    let amount = |name: &str| items.iter().find(|(it, _)| *it == name).map(|(_, it)| *it);
+    let either = |total: &str, own: &str| amount(total).or_else(|| amount(own)).unwrap_or(0);
+    kinds::Files {
+        anon_bytes: either("total_rss", "rss"),
+        file_bytes: either("total_cache", "cache"),
+        kmem_bytes: amount(KMEM),
     }
 }
 

@@ -26,7 +26,7 @@ use crate::{
         table::{self, ROLES},
     },
     kernel::{
-        cgroupfs::{self, CgroupDir, Hierarchy, MemoryMount},
+        cgroupfs::{self, CgroupDir, Hierarchy, MemoryMount, ResolveError},
         proc,
     },
     reconcile::{
@@ -70,7 +70,16 @@ pub async fn main(args: TraceArgs) -> Result<Outcome> {
     let mount = MemoryMount::find()?;
     let mut targets: Vec<CgroupDir> = Vec::new();
     for argument in &args.cgroups {
-        let found = cgroupfs::find(&mount, argument)?;
+        let found = match cgroupfs::find(&mount, argument) {
+            // Only a ledger is impossible there; single events of all cgroups are not.
+            Err(ResolveError::Root { .. }) if args.common.events.is_some() => {
+                CgroupDir::top(&mount)?
+            }
+            Err(error @ ResolveError::Root { .. }) => {
+                bail!("{error}, or add --events to see what happens in all of them")
+            }
+            other => other?,
+        };
         if !targets.iter().any(|known| known.id == found.id) {
             targets.push(found);
         }
@@ -457,7 +466,9 @@ fn warn_if_inside(mount: &MemoryMount, targets: &[CgroupDir]) {
     let Ok(own) = cgroupfs::of_pid(mount, std::process::id()) else {
         return;
     };
-    for target in targets {
+    // No figure of the root is compared with anything.
+    let measured = |target: &&CgroupDir| !mount.is_root(&target.dir);
+    for target in targets.iter().filter(measured) {
         if own.path_in_hierarchy.starts_with(&target.path_in_hierarchy) {
             log::warn!(
                 "this tracer itself runs in {}: its own memory is part of what it measures",

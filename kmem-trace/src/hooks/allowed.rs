@@ -11,6 +11,9 @@ use aya::{
 
 use crate::{hooks::table::Mechanism, kernel::security::Lockdown};
 
+/// Records come through a ring buffer alone.
+pub const NO_RING: &str = "this kernel has no BPF ring buffer (Linux 5.8 was the first)";
+
 /// A yes, or why not.
 pub type Verdict = Result<(), String>;
 
@@ -29,11 +32,25 @@ pub struct Allowed {
 }
 
 impl Allowed {
+    /// A kernel that allows everything.
+    #[cfg(test)]
+    pub fn all() -> Self {
+        Self {
+            bpf: Ok(()),
+            reads: Ok(()),
+            kprobe: Ok(()),
+            fentry: Ok(()),
+            raw_tracepoint: Ok(()),
+            tracepoint: Ok(()),
+            btf_tracepoint: Ok(()),
+        }
+    }
+
     /// Asks the kernel.
     pub fn probe(lockdown: Lockdown, btf: bool, tracefs: Result<(), String>) -> Self {
         let bpf = match is_map_supported(MapType::RingBuf) {
             Ok(true) => Ok(()),
-            Ok(false) => Err("this kernel has no BPF ring buffer".to_owned()),
+            Ok(false) => Err(NO_RING.to_owned()),
             Err(error) => Err(format!(
                 "the kernel refused to make a BPF map: {}",
                 cause(&error)

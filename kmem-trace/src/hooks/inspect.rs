@@ -8,13 +8,14 @@ use std::{
 use super::{
     allowed::Allowed,
     layout::Sources,
+    memcg_stat,
     plan::{AttachMode, Facts, Plan, Struck, resolve, symbols_wanted, tracepoints_wanted},
     site::{self, AllSites},
     verify,
 };
 use crate::kernel::{
     btf::KernelBtf,
-    cgroupfs::Hierarchy,
+    cgroupfs::{Hierarchy, MemoryMount},
     security::{self, Lockdown},
     symbols::{self, Symbols},
     tracefs::{Format, Tracefs},
@@ -22,6 +23,9 @@ use crate::kernel::{
 
 /// Where the running kernel keeps its type information.
 pub const KERNEL_BTF: &str = "/sys/kernel/btf/vmlinux";
+
+/// The memory controller, by which page counters of memory cgroups are known.
+const SUBSYSTEM: &str = "memory_cgrp_subsys";
 
 /// The running kernel, as far as hooks depend on it.
 pub struct Inspection {
@@ -55,7 +59,7 @@ impl Inspection {
         );
         let wanted = symbols_wanted();
         let names: Vec<&str> = wanted.iter().map(String::as_str).collect();
-        let symbols = symbols::kallsyms(&names).unwrap_or_else(|error| {
+        let mut symbols = symbols::kallsyms(&names).unwrap_or_else(|error| {
             log::debug!("{error}");
             Symbols::default()
         });
@@ -86,6 +90,9 @@ impl Inspection {
         } else {
             AllSites::new()
         };
+        if let Ok(btf) = &btf {
+            learn_subsystem(btf, &mut symbols, &allowed);
+        }
         Self {
             btf,
             btf_path,
@@ -122,5 +129,20 @@ impl Inspection {
             struck,
             struck_why,
         })
+    }
+}
+
+/// Where the symbol list does not show what tells memory cgroups from all else, a memory cgroup
+/// does.
+fn learn_subsystem(btf: &KernelBtf, symbols: &mut Symbols, allowed: &Allowed) {
+    if symbols.address(SUBSYSTEM).is_some() || allowed.reads.is_err() {
+        return;
+    }
+    let Ok(mount) = MemoryMount::find() else {
+        return;
+    };
+    match memcg_stat::subsystem::address(btf, &mount) {
+        Ok(address) => symbols.learn(SUBSYSTEM, address),
+        Err(why) => log::debug!("{SUBSYSTEM}: {why}"),
     }
 }

@@ -96,7 +96,7 @@ fn note(unmet: &mut HashMap<Need, String>, need: Need, result: Result<(), String
     }
 }
 
-fn offset(btf: &KernelBtf, strukt: &str, path: &str) -> Result<u32, String> {
+pub(super) fn offset(btf: &KernelBtf, strukt: &str, path: &str) -> Result<u32, String> {
     btf.member(strukt, path)
         .map(|member| member.offset)
         .map_err(|error| error.to_string())
@@ -116,6 +116,23 @@ fn memcg_id(btf: &KernelBtf, config: &mut Config) -> Result<(), String> {
             offset(btf, "cgroup", "ancestor_ids")?
         }
     };
+    kernfs_id(btf, config)?;
+    config.cgroup_root_member = offset(btf, "cgroup", "root")?;
+    config.cgroup_root_number = offset(btf, "cgroup_root", "hierarchy_id")?;
+    config.task_pid = offset(btf, "task_struct", "pid")?;
+    Ok(())
+}
+
+/// What `cgroup_ino` (include/linux/cgroup.h) reads: `id` since 5.5, the lower half of it since
+/// 4.14, `ino` before.
+pub(super) fn kernfs_id(btf: &KernelBtf, config: &mut Config) -> Result<(), String> {
+    let halves =
+        offset(btf, "kernfs_node", "id.ino").or_else(|_| offset(btf, "kernfs_node", "ino"));
+    if let Ok(half) = halves {
+        config.kernfs_node_id = half;
+        config.kernfs_node_id_mask = u64::from(u32::MAX);
+        return Ok(());
+    }
     let id = btf
         .member("kernfs_node", "id")
         .map_err(|error| error.to_string())?;
@@ -123,9 +140,6 @@ fn memcg_id(btf: &KernelBtf, config: &mut Config) -> Result<(), String> {
         return Err(format!("kernfs_node.id has {} bytes here, not 8", id.size));
     }
     config.kernfs_node_id = id.offset;
-    config.cgroup_root_member = offset(btf, "cgroup", "root")?;
-    config.cgroup_root_number = offset(btf, "cgroup_root", "hierarchy_id")?;
-    config.task_pid = offset(btf, "task_struct", "pid")?;
     Ok(())
 }
 
@@ -154,7 +168,10 @@ fn counter_owner(
         None if sources.symbols.addresses_hidden => Err(
             "kernel addresses are hidden (needs CAP_SYSLOG, or kernel.kptr_restrict=0)".to_owned(),
         ),
-        None => Err("no symbol memory_cgrp_subsys".to_owned()),
+        None => Err(
+            "this kernel lists no data symbols, and no cgroup showed where memory_cgrp_subsys is: whose page counter it is cannot be told"
+                .to_owned(),
+        ),
     }
 }
 

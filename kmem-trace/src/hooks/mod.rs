@@ -8,6 +8,7 @@
 //! - [`layout`]: struct offsets, argument positions and item numbers, from type information.
 //! - [`slab_layout`]: the same for the way from a slab object to its payer.
 //! - [`plan`]: the candidate chosen for each role, and why.
+//! - [`memcg_stat`]: a memory cgroup's own counters, read on request.
 //! - [`site`]: where in a function a kprobe stands that no interrupt can hide events from.
 //! - [`mapping`]: the totals as the programs write them, read without a system call.
 //! - [`verify`]: whether all that was read is of this kernel.
@@ -20,6 +21,9 @@ pub mod inspect;
 pub mod layout;
 pub mod limits;
 pub mod mapping;
+pub mod memcg_stat;
+#[cfg(test)]
+mod old_kernels;
 pub mod plan;
 pub mod site;
 pub mod slab_layout;

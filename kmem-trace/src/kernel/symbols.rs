@@ -21,6 +21,8 @@ pub struct Symbols {
     pub twins: HashMap<String, Vec<String>>,
     /// All addresses are zero: `kernel.kptr_restrict`, or no `CAP_SYSLOG`. Names still count.
     pub addresses_hidden: bool,
+    /// Addresses found by other means than the list.
+    learned: HashMap<String, u64>,
 }
 
 /// One line of kallsyms.
@@ -59,8 +61,16 @@ impl Symbols {
         }
     }
 
+    /// Notes an address that the list does not show.
+    pub fn learn(&mut self, name: &str, address: u64) {
+        self.learned.insert(name.to_owned(), address);
+    }
+
     /// Address of a symbol of which there is only one.
     pub fn address(&self, name: &str) -> Option<u64> {
+        if let Some(learned) = self.learned.get(name) {
+            return Some(*learned);
+        }
         match self.found.get(name).map(Vec::as_slice) {
             Some([only]) if !self.addresses_hidden => Some(only.address),
             _ => None,
@@ -223,6 +233,14 @@ ffffffff8168fd00 t try_charge_memcg.cold
 ffffffff83b266f0 D memory_cgrp_subsys
 ffffffffc0201000 t ftrace_trampoline\t[__builtin__ftrace]
 ";
+
+    #[test]
+    fn a_learned_address_counts_where_the_list_has_none() {
+        let mut symbols = Symbols::default();
+        assert_eq!(symbols.address("memory_cgrp_subsys"), None);
+        symbols.learn("memory_cgrp_subsys", 7);
+        assert_eq!(symbols.address("memory_cgrp_subsys"), Some(7));
+    }
 
     #[test]
     fn only_the_names_asked_for_are_kept() {

@@ -23,7 +23,7 @@ use super::{
 };
 
 /// Batches a CPU that a flush may leave out.
-const FLUSHED_BATCHES: u64 = 3;
+pub(super) const FLUSHED_BATCHES: u64 = 3;
 
 /// What the bound depends on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,6 +5,7 @@ pub mod breakdown;
 pub(crate) mod captured;
 pub mod explain;
 pub mod fields;
+pub mod kinds;
 pub mod limit;
 pub mod report;
 pub mod slab;

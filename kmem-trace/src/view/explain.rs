@@ -8,6 +8,7 @@ use super::size::{human, signed};
 use crate::reconcile::{
     explain::{Explanation, Verdict},
     fields::{Field, Place},
+    kinds::Kinds,
 };
 
 /// An explanation and whose it is.
@@ -28,6 +29,8 @@ pub struct Explained {
     pub cgroups: u64,
     /// Whether reading `memory.stat` flushes per-CPU counters.
     pub flushed: bool,
+    /// Kernel memory by kind, where no file shows it; `None` where files do.
+    pub kernel_counters: Option<Kinds>,
     #[serde(flatten)]
     pub explanation: Explanation,
 }
@@ -84,6 +87,9 @@ pub fn table(out: &mut impl Write, explained: &Explained) -> io::Result<()> {
         if let Some(own) = own(&found.fields, field).filter(|own| *own != field.bytes) {
             words.push_str(&format!("; its own, without those below: {}", grouped(own)));
         }
+        if is_counter(explained, field) {
+            words.push_str(" (kernel's counter)");
+        }
         line(out, &label, &bytes, &share, &words)?;
     }
     if found.fields.iter().any(is_own) {
@@ -91,6 +97,9 @@ pub fn table(out: &mut impl Write, explained: &Explained) -> io::Result<()> {
             out,
             "fields without total_ are this cgroup's own share, shown where it is less"
         )?;
+    }
+    if let Some(kinds) = &explained.kernel_counters {
+        writeln!(out, "{}", kinds_text(kinds))?;
     }
     writeln!(out)?;
     line(
@@ -140,6 +149,36 @@ fn line(
 /// Whether a field is the cgroup's own share of the one that includes its subtree.
 fn is_own(field: &Field) -> bool {
     matches!(&field.place, Place::PartOf(whole) if whole.strip_prefix("total_") == Some(&field.field))
+}
+
+/// Whether a field was read from the kernel's memory, as no file shows it.
+fn is_counter(explained: &Explained, field: &Field) -> bool {
+    match &explained.kernel_counters {
+        Some(Kinds::Read { counters, .. }) => counters.contains(&field.field.as_str()),
+        _ => false,
+    }
+}
+
+/// What is to be known of kernel memory by kind.
+fn kinds_text(kinds: &Kinds) -> String {
+    match kinds {
+        Kinds::Read {
+            lag_bytes,
+            rest_bytes,
+            ..
+        } => {
+            let rest = rest_bytes.map_or(String::new(), |rest| {
+                format!("; kernel memory in none of them: {}", signed(rest))
+            });
+            format!(
+                "kernel's counters: in no file of v1, read by BPF, each up to {} behind{rest}",
+                human(*lag_bytes)
+            )
+        }
+        Kinds::NotRead { why } => {
+            format!("kernel memory by kind is in no file of v1, and not read by BPF: {why}")
+        }
+    }
 }
 
 /// The cgroup's own share of a field, where the kernel shows both.
@@ -295,6 +334,7 @@ mod tests {
             cpus: circumstances.online_cpus,
             cgroups: circumstances.cgroups,
             flushed: circumstances.flushed,
+            kernel_counters: None,
             explanation: explained(figures, text, circumstances),
         }
     }
@@ -323,6 +363,26 @@ mod tests {
             capture!("7.3-v2"),
             &circumstances
         )));
+    }
+
+    #[test]
+    fn a_counter_of_the_kernel_is_told_from_a_file_and_a_refusal_is_one_line() {
+        let mut found = on("6.1", Figures::V1, capture!("6.1-v1"), &QUIET);
+        found.kernel_counters = Some(Kinds::Read {
+            counters: vec!["memory.kmem.usage_in_bytes"],
+            lag_bytes: 1 << 20,
+            rest_bytes: Some(2048),
+        });
+        let shown = screen(&found);
+        assert_eq!(shown.matches("(kernel's counter)").count(), 1, "{shown}");
+        assert!(shown.contains("up to 1 024.0 KiB behind") && shown.contains("+2.0 KiB"));
+        found.kernel_counters = Some(Kinds::NotRead {
+            why: "no rights".to_owned(),
+        });
+        let shown = screen(&found);
+        assert_eq!(shown.matches("(kernel's counter)").count(), 0, "{shown}");
+        let told = |line: &&str| line.contains("not read by BPF: no rights");
+        assert_eq!(shown.lines().filter(told).count(), 1, "{shown}");
     }
 
     #[test]

@@ -8,6 +8,7 @@ mod support;
 mod contract;
 mod ending;
 mod exact;
+mod kinds;
 mod life;
 mod lockdown;
 mod recording;

@@ -166,3 +166,47 @@ fn without_tracefs_it_mounts_it_or_says_how() {
         assert!(error.contains("mount"), "{error}");
     }
 }
+
+#[test]
+fn without_the_memory_controller_each_command_says_so_in_one_line() {
+    if !machine::is_vm() {
+        return;
+    }
+    let words = fs::read_to_string("/proc/cmdline").expect("it is there");
+    if !words.contains("cgroup_disable=memory") {
+        machine::skip("the controller is on: cargo xtask vm --append cgroup_disable=memory");
+        return;
+    }
+    for words in ["-c /a", "explain -c /a", "enable -c /a", "run -- true"] {
+        let answer = ask(words);
+        let error = answer.assert_refused();
+        assert!(error.contains("without the memory controller"), "{error}");
+        assert!(error.contains("cgroup_disable=memory"), "{error}");
+    }
+    let answer = ask("doctor");
+    assert_eq!(answer.code(), 0, "{answer:?}");
+    let told = |line: &str| line.contains("memory controller is switched off");
+    assert_eq!(
+        answer.out.lines().filter(|line| told(line)).count(),
+        1,
+        "{answer:?}"
+    );
+}
+
+#[test]
+fn where_addresses_are_hidden_a_memory_cgroup_shows_the_one_that_counts() {
+    if !machine::is_vm() || !machine::needs_exact() {
+        return;
+    }
+    const SWITCH: &str = "/proc/sys/kernel/kptr_restrict";
+    let before = fs::read_to_string(SWITCH).expect("it is there");
+    fs::write(SWITCH, "2").expect("root may");
+    let answer = ask("doctor --format json");
+    fs::write(SWITCH, before.trim()).expect("root may");
+    let plan: serde_json::Value =
+        serde_json::from_str(answer.out.lines().next().expect("a plan")).expect("JSON");
+    let roles = plan["roles"].as_array().expect("roles");
+    let counter = roles.iter().find(|role| role["role"] == "counter.charge");
+    let counter = counter.expect("the role is listed");
+    assert_ne!(counter["status"], "missing", "{counter}");
+}

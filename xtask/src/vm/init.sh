@@ -23,30 +23,36 @@ stty -F /dev/ttyS2 raw -echo
 marker() { printf '\n%s %s\n' "$TOKEN" "$*" >/dev/ttyS1; }
 finish() { sync; poweroff -f; sleep 60; }
 
+# Booted to see what is done without it (`--append cgroup_disable=memory`).
+memory=memory
+case "$(cat /proc/cmdline)" in
+*cgroup_disable=*memory*) memory= ;;
+esac
+
 # Controllers that a hierarchy of version 1 holds cannot be used in version 2.
 mount_v1() {
     mount -t tmpfs -o mode=755 cgroup /sys/fs/cgroup
-    for controller in memory pids cpu,cpuacct; do
+    for controller in $memory pids cpu,cpuacct; do
         mkdir -p "/sys/fs/cgroup/$controller"
         mount -t cgroup -o "$controller" cgroup "/sys/fs/cgroup/$controller" || return 1
     done
     mkdir -p /sys/fs/cgroup/unified
     mount -t cgroup2 cgroup2 /sys/fs/cgroup/unified
     # Only before the first child exists, as systemd does it; newer kernels know nothing else.
-    if [ "$(cat /sys/fs/cgroup/memory/memory.use_hierarchy)" = 0 ]; then
+    if [ "$memory" ] && [ "$(cat /sys/fs/cgroup/memory/memory.use_hierarchy)" = 0 ]; then
         echo 1 >/sys/fs/cgroup/memory/memory.use_hierarchy
     fi
 }
 mount_v2() {
     mount -t cgroup2 cgroup2 /sys/fs/cgroup || return 1
-    for controller in memory pids cpu; do
+    for controller in $memory pids cpu; do
         echo "+$controller" >/sys/fs/cgroup/cgroup.subtree_control || return 1
     done
 }
-# A kernel without the version 1 controller does not list "memory" there, or refuses the mount.
+# A kernel without the version 1 controller does not list it there, or refuses the mount.
 has_v1() {
-    grep -q '^memory' /proc/cgroups || return 1
-    mkdir -p /tmp/v1 && mount -t cgroup -o memory cgroup /tmp/v1 2>/dev/null || return 1
+    grep -q "^${memory:-pids}" /proc/cgroups || return 1
+    mkdir -p /tmp/v1 && mount -t cgroup -o "${memory:-pids}" cgroup /tmp/v1 2>/dev/null || return 1
     umount /tmp/v1
 }
 if [ "$CGROUP" = auto ]; then

@@ -105,7 +105,12 @@ impl Session {
             bail!("{why}");
         }
         if let Err(why) = &inspection.allowed.bpf {
-            bail!("cannot use BPF: {why}; run as root, or see `kmem-trace doctor`");
+            let mend = if nix::unistd::geteuid().is_root() {
+                ""
+            } else {
+                "run as root, or "
+            };
+            bail!("cannot use BPF: {why}; {mend}see `kmem-trace doctor`");
         }
         attaching::raise_memlock();
         let (plan, attached) = attaching::attach_best(&inspection, &request)?;
@@ -260,7 +265,9 @@ impl Session {
         for target in self.request.targets.clone() {
             for dir in cgroupfs::walk(&target) {
                 self.tree.see(dir.id, &dir.path_in_hierarchy);
-                if dir.level <= target.level + self.request.depth
+                // The root has no ledger, only events.
+                if !self.request.mount.is_root(&dir.dir)
+                    && dir.level <= target.level + self.request.depth
                     && !reported.iter().any(|known: &CgroupDir| known.id == dir.id)
                 {
                     reported.push(dir);

@@ -8,7 +8,10 @@ use super::{
     join,
     mountinfo::{self, Mount},
 };
-use crate::kernel::file::{self, FileError, LineError};
+use crate::kernel::{
+    file::{self, FileError, LineError},
+    proc::system::Cmdline,
+};
 
 /// Which of the two cgroup interfaces the memory controller is on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -177,12 +180,18 @@ impl MemoryMount {
 fn why_none() -> MountError {
     match file::read_as(Path::new("/proc/cgroups"), parse_cgroups) {
         Err(error) => error.into(),
-        Ok(controllers) => why_none_of(&controllers),
+        Ok(controllers) => {
+            let off = Cmdline::read().is_ok_and(|it| it.disabled.iter().any(|it| it == "memory"));
+            why_none_of(&controllers, off)
+        }
     }
 }
 
-fn why_none_of(controllers: &[Controller]) -> MountError {
+/// `off`: the boot command line switches it off. Kernels without the v1 controller do not list it
+/// at all.
+fn why_none_of(controllers: &[Controller], off: bool) -> MountError {
     match controllers.iter().find(|c| c.name == "memory") {
+        None if off => MountError::Disabled,
         None => MountError::NotBuilt,
         Some(memory) if !memory.enabled => MountError::Disabled,
         Some(_) => MountError::NotMounted,
@@ -267,10 +276,17 @@ memory\t4\t9\t0
     fn the_reason_for_no_memory_controller_comes_from_proc_cgroups() {
         let mut rows = parse_cgroups(CGROUPS).expect("valid");
         assert_eq!((rows[1].hierarchy, rows[1].cgroups), (4, 9));
-        assert!(matches!(why_none_of(&rows), MountError::Disabled));
+        assert!(matches!(why_none_of(&rows, false), MountError::Disabled));
         rows[1].enabled = true;
-        assert!(matches!(why_none_of(&rows), MountError::NotMounted));
-        assert!(matches!(why_none_of(&rows[..1]), MountError::NotBuilt));
+        assert!(matches!(why_none_of(&rows, false), MountError::NotMounted));
+        assert!(matches!(
+            why_none_of(&rows[..1], false),
+            MountError::NotBuilt
+        ));
+        assert!(matches!(
+            why_none_of(&rows[..1], true),
+            MountError::Disabled
+        ));
     }
 
     #[test]

@@ -1,0 +1,116 @@
+//! A memory cgroup's own counters of kernel memory, which v1 shows in no file: read from the
+//! kernel by a program that is run on request, where kernel reads are allowed.
+//!
+//! - here: an item's place found, and its counter read for a cgroup.
+//! - [`reader`]: the program loaded and run.
+//! - [`subsystem`]: by the same program, what tells a memory cgroup from all else.
+//! - [`places`]: which counters there are and where, from type information.
+//! - [`index`]: from an item's number to its place, on kernels that keep a table of that.
+
+mod index;
+mod places;
+mod reader;
+pub mod subsystem;
+
+use std::path::Path;
+
+use kmem_trace_ebpf::words::FROM_COUNTERS;
+
+use self::{
+    index::Index,
+    places::{ITEMS, Item, Numbers, Places},
+    reader::Reader,
+};
+use super::allowed::Allowed;
+use crate::kernel::{btf::KernelBtf, security, symbols};
+
+/// The program, loaded, and what it is to read.
+pub struct MemcgStat {
+    reader: Reader,
+    /// Items that this kernel has, and where each is in the array of counters.
+    items: Vec<(&'static Item, u64)>,
+}
+
+impl MemcgStat {
+    /// Resolves the places and loads the program.
+    ///
+    /// # Errors
+    /// In one line: no rights, no kernel reads, or a place that this kernel's types do not show.
+    pub fn open(btf: &KernelBtf) -> Result<Self, String> {
+        let Places {
+            config,
+            members,
+            numbers,
+            counters,
+        } = places::resolve(btf)?;
+        // Only the verdict on reads counts, which needs neither types nor tracefs.
+        Allowed::probe(security::lockdown(), true, Ok(())).reads?;
+        let mut stat = Self {
+            reader: Reader::load(&config, &members)?,
+            items: Vec::new(),
+        };
+        let index = stat.index(&numbers, counters)?;
+        for item in &ITEMS {
+            if let Some(number) = numbers.of(item)
+                && let Some(place) = index.place(number)
+            {
+                stat.items
+                    .push((item, place as u64 * size_of::<u64>() as u64));
+            }
+        }
+        Ok(stat)
+    }
+
+    /// Its counters in bytes, subtree included, under the names that v2 gives them.
+    ///
+    /// # Errors
+    /// In one line, where the directory cannot be opened, is not the cgroup `id`, or leads nowhere.
+    pub fn read(
+        &mut self,
+        dir: &Path,
+        id: u64,
+        page_bytes: u64,
+    ) -> Result<Vec<(&'static str, u64)>, String> {
+        let places: Vec<u64> = self.items.iter().map(|(_, place)| *place).collect();
+        let found = self.reader.of_cgroup(dir, id, FROM_COUNTERS, &places)?;
+        // The kernel shows a sum of CPUs that is below zero for a moment as none, too.
+        let amount = |raw: u64| u64::try_from(raw.cast_signed()).unwrap_or(0);
+        Ok(self
+            .items
+            .iter()
+            .zip(found)
+            .map(|((item, _), raw)| (item.name, item.unit.bytes(amount(raw), page_bytes)))
+            .collect())
+    }
+
+    /// How this kernel finds an item's counter.
+    fn index(&mut self, numbers: &Numbers, counters: usize) -> Result<Index, String> {
+        if counters == numbers.count {
+            return Ok(Index::Direct);
+        }
+        let names = [index::TABLE, index::READER];
+        let symbols = symbols::kallsyms(&names).map_err(|error| error.to_string())?;
+        let mut candidates: Vec<u64> = symbols.address(index::TABLE).into_iter().collect();
+        if candidates.is_empty() {
+            // No data symbols: the function that uses the table has its address.
+            let reader = symbols.address(index::READER).ok_or_else(|| {
+                format!(
+                    "this kernel keeps its counters by a table, and shows the address of neither {} nor {}",
+                    index::TABLE,
+                    index::READER
+                )
+            })?;
+            let code = self.reader.bytes(reader, index::CODE_BYTES)?;
+            candidates = index::tables_used(&code);
+        }
+        for table in candidates {
+            // What is no table of this kind is no table at all.
+            if let Ok(bytes) = self.reader.bytes(table, numbers.count)
+                && let Some(index) = Index::of_table(&bytes, counters)
+            {
+                return Ok(index);
+            }
+        }
+        Err("this kernel keeps its counters by a table that was not found".to_owned())
+    }
+}
