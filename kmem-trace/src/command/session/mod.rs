@@ -34,6 +34,7 @@ use crate::{
         plan::{AttachMode, Plan, Struck},
     },
     kernel::{
+        callsite,
         cgroupfs::{self, CgroupDir, Hierarchy, MemoryMount},
         proc,
     },
@@ -90,7 +91,7 @@ pub struct Session {
     limits_here: limit::Kernel,
     unnamed_at_start: HashSet<u64>,
     dirty: bool,
-    call_sites: HashMap<u64, String>,
+    functions: callsite::Functions,
     slab_start: slab::SlabStart,
 }
 impl Session {
@@ -139,7 +140,7 @@ impl Session {
             limits_here,
             unnamed_at_start: HashSet::new(),
             dirty: false,
-            call_sites: HashMap::new(),
+            functions: callsite::Functions::default(),
             slab_start: slab::SlabStart::default(),
             request,
         };

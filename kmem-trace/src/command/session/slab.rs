@@ -1,6 +1,6 @@
 //! Slab in a session: the kernel-side sums read, named, and held against the kernel's own figures.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use anyhow::{Context as _, Result};
 use kmem_trace_ebpf::{
@@ -17,7 +17,7 @@ use crate::{
     view::name,
 };
 
-/// Rows whose call sites are looked up, of each kind.
+/// Wrong payers told of.
 const LINES: usize = 12;
 
 /// Where the slab figures began.
@@ -45,6 +45,7 @@ impl Session {
     /// Where the maps cannot be read.
     pub(super) fn slab_begin(&mut self) -> Result<()> {
         if self.plan.slab {
+            self.functions = callsite::Functions::read().unwrap_or_default();
             self.slab_start = SlabStart {
                 figures: figures(),
                 reading: self.slab_reading()?,
@@ -80,27 +81,10 @@ impl Session {
         }
     }
 
-    /// Looks up the functions of call sites that are not known yet.
-    fn learn_call_sites(&mut self, addresses: impl Iterator<Item = u64>) {
-        let new: HashSet<u64> = addresses
-            .filter(|address| *address != 0 && !self.call_sites.contains_key(address))
-            .collect();
-        let new: Vec<u64> = new.into_iter().collect();
-        let found = callsite::names(&new).unwrap_or_default();
-        for address in new {
-            let name = found
-                .get(&address)
-                .cloned()
-                .unwrap_or_else(|| format!("{address:#x}"));
-            self.call_sites.insert(address, name);
-        }
-    }
-
-    /// The function that an address is in, where it was looked up.
+    /// The function that an address is in.
     pub fn call_site(&self, address: u64) -> String {
-        self.call_sites
-            .get(&address)
-            .cloned()
+        self.functions
+            .name(address)
             .unwrap_or_else(|| format!("{address:#x}"))
     }
 
@@ -120,8 +104,6 @@ impl Session {
             .iter()
             .map(|target| (target.id, slab::book(&reading, &self.tree, target.id)))
             .collect();
-        let sites: Vec<u64> = books.iter().flat_map(|(_, book)| sites(book)).collect();
-        self.learn_call_sites(sites.into_iter());
         let mut by_events: HashMap<String, i64> = HashMap::new();
         for (address, objects) in slab::by_cache(&reading) {
             *by_events.entry(self.cache_name(address)).or_default() += objects;
@@ -177,13 +159,4 @@ impl Session {
         }
         Ok(Some(report))
     }
-}
-
-/// The call sites of a book's largest rows.
-fn sites(book: &SlabBook) -> Vec<u64> {
-    [&book.charged, &book.uncharged, &book.large]
-        .into_iter()
-        .flat_map(|rows| rows.iter().take(LINES).map(|row| row.call_site))
-        .chain(book.wrong_payers.iter().take(LINES).map(|it| it.call_site))
-        .collect()
 }
