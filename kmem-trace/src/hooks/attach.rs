@@ -8,12 +8,13 @@ use std::{
 use anyhow::{Context as _, Result, anyhow, bail};
 use aya::{
     Btf, Ebpf, EbpfLoader,
-    maps::{MapData, RingBuf, Stack},
+    maps::{HashMap as KernelHashMap, MapData, PerCpuHashMap, RingBuf, Stack},
     programs::{BtfTracePoint, FEntry, FExit, KProbe, Program, RawTracePoint, TracePoint},
     util::nr_cpus,
 };
 use kmem_trace_ebpf::{
     config::Config,
+    sums::{Cache, SlabKey, SlabSums},
     totals::{CALLS_BEGUN, CALLS_COUNTED, Place as TotalsPlace, TALLIES, Totals},
 };
 
@@ -37,6 +38,8 @@ pub struct Sizes {
     pub ring_bytes: u32,
     /// Cgroups that the totals hold.
     pub cgroups: u32,
+    /// Slab objects without a payer that are remembered.
+    pub objects: u32,
 }
 
 /// Programs in place, and the maps they fill.
@@ -47,6 +50,8 @@ pub struct Attached {
     /// A copy for each CPU, place by place.
     totals: Mapped<Totals>,
     tally: Mapped<u64>,
+    pub slab: PerCpuHashMap<MapData, SlabKey, SlabSums>,
+    pub caches: KernelHashMap<MapData, u64, Cache>,
     /// The ring and its spare; taken by the stream.
     pub rings: Option<(RingBuf<MapData>, RingBuf<MapData>)>,
     /// What was attached: role and program.
@@ -114,7 +119,8 @@ pub fn attach(
         .map_max_entries("FREE", sizes.cgroups)
         .map_max_entries("CGROUPS", sizes.cgroups)
         .map_max_entries("TOTALS", copied(sizes.cgroups)?)
-        .map_max_entries("TALLY", copied(TALLIES)?);
+        .map_max_entries("TALLY", copied(TALLIES)?)
+        .map_max_entries("OWNERLESS", if plan.slab { sizes.objects } else { 1 });
     let mut ebpf = loader
         .load(OBJECT)
         .map_err(|error| anyhow!("the kernel did not take the BPF maps: {}", cause(&error)))?;
@@ -162,6 +168,8 @@ pub fn attach(
     let cgroups = Mapped::new(take("CGROUPS")?, places).context("map CGROUPS")?;
     let totals = Mapped::new(take("TOTALS")?, places * copies).context("map TOTALS")?;
     let tally = Mapped::new(take("TALLY")?, TALLIES as usize * copies).context("map TALLY")?;
+    let slab = PerCpuHashMap::try_from(take("SLAB")?).context("map SLAB")?;
+    let caches = KernelHashMap::try_from(take("CACHES")?).context("map CACHES")?;
     let ring = RingBuf::try_from(take("RING")?).context("map RING")?;
     let spare = RingBuf::try_from(take("SPARE")?).context("map SPARE")?;
     let by_kprobe: HashSet<u32> = programs
@@ -182,6 +190,8 @@ pub fn attach(
         cgroups,
         totals,
         tally,
+        slab,
+        caches,
         rings: Some((ring, spare)),
         programs,
         kprobes,
@@ -266,6 +276,24 @@ impl Attached {
         let begun = self.tally(CALLS_BEGUN) + first_missed;
         let now = alone + self.kprobes.missed() + begun.saturating_sub(counted).min(both_missed);
         self.last_skipped.max(now)
+    }
+
+    /// The same of the programs that follow slab objects.
+    pub fn slab_skipped(&self) -> u64 {
+        self.skipped_of(|role| role.starts_with("slab."))
+    }
+
+    fn skipped_of(&self, wanted: impl Fn(&str) -> bool) -> u64 {
+        let ours = |name: &str| {
+            self.programs
+                .iter()
+                .any(|(role, program)| *program == name && wanted(role))
+        };
+        self.stats()
+            .iter()
+            .filter(|(name, _)| ours(name))
+            .map(|(_, it)| it.skipped)
+            .sum()
     }
 
     /// Time in the programs (ns) and their runs; `None` while the kernel does not measure.
