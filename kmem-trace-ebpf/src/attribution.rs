@@ -10,10 +10,10 @@
 //! shared scratch memory, so a run that an interrupt nests into another one disturbs nothing.
 
 use aya_ebpf::{
-    bindings::{BPF_ANY, BPF_NOEXIST},
+    bindings::{BPF_ANY, BPF_F_MMAPABLE, BPF_NOEXIST},
     helpers::{bpf_get_current_task, generated::bpf_probe_read_kernel_str},
     macros::map,
-    maps::{Array, HashMap, PerCpuArray, PerCpuHashMap},
+    maps::{Array, HashMap, PerCpuArray, Stack},
 };
 use kmem_trace_ebpf::{
     config::ABSENT,
@@ -26,15 +26,27 @@ use kmem_trace_ebpf::{
 };
 
 use crate::{
-    maps::{add, tally},
+    maps::{add, own_copy, take, tally},
     memcg::{cgroup_of, id_of, is_traced, memcg_of_task},
     read::{config, member},
     slab::Object,
 };
 
-/// Sums by payer, asker, cache, call site and cause. Sized by userspace.
+/// Payer, asker, cache, call site and cause → place of their sums. These four sized by userspace.
 #[map]
-pub static SLAB: PerCpuHashMap<SlabKey, SlabSums> = PerCpuHashMap::with_max_entries(8192, 0);
+pub static SLAB_PLACES: HashMap<SlabKey, u32> = HashMap::with_max_entries(1, 0);
+
+/// Places that no key has taken yet; filled by userspace.
+#[map]
+pub static SLAB_FREE: Stack<u32> = Stack::with_max_entries(1, 0);
+
+/// Place → whose it is. Like the totals, read through a mapping (see `maps`).
+#[map]
+pub static SLAB_KEYS: Array<SlabKey> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+/// Place, a copy for each CPU → sums.
+#[map]
+pub static SLAB_SUMS: Array<SlabSums> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
 /// Address of a `struct kmem_cache` → what it is called.
 #[map]
@@ -212,20 +224,47 @@ fn note_cache(cache: u64, size: u64) -> u64 {
     u64::from(CACHES.insert(cache, &entry, u64::from(BPF_NOEXIST)).is_ok())
 }
 
-/// Makes room for a key's sums; 0 where there is none.
+/// Takes a place for a key: its number and 1 more; 0 where there is none.
 #[inline(never)]
-fn make_sums(key: &SlabKey) -> u64 {
-    let _ = SLAB.insert(key, &SlabSums::default(), u64::from(BPF_NOEXIST));
-    u64::from(SLAB.get_ptr(key).is_some())
+fn take_place(key: &SlabKey) -> u64 {
+    let Some(free) = take(&SLAB_FREE) else {
+        return 0;
+    };
+    let Some(entry) = SLAB_KEYS.get_ptr_mut(free) else {
+        return 0;
+    };
+    // Named before anybody else can find it.
+    unsafe {
+        *entry = *key;
+        (&raw mut (*entry).taken).write_volatile(1);
+    }
+    if SLAB_PLACES
+        .insert(key, free, u64::from(BPF_NOEXIST))
+        .is_ok()
+    {
+        return u64::from(free) + 1;
+    }
+    unsafe { (&raw mut (*entry).taken).write_volatile(0) };
+    let _ = SLAB_FREE.push(free, 0);
+    match SLAB_PLACES.get_ptr(key) {
+        Some(found) => u64::from(unsafe { *found }) + 1,
+        None => 0,
+    }
 }
 
 /// Adds one object to the sums of its key.
 #[inline(always)]
 fn count(key: &SlabKey, allocation: bool, bytes: u64) {
-    let mut found = SLAB.get_ptr_mut(key);
-    if found.is_none() && make_sums(key) == 1 {
-        found = SLAB.get_ptr_mut(key);
-    }
+    let place = match SLAB_PLACES.get_ptr(key) {
+        Some(found) => u64::from(unsafe { *found }) + 1,
+        None => take_place(key),
+    };
+    let found = if place == 0 {
+        None
+    } else {
+        let copy = own_copy().wrapping_mul(config!(slab_places));
+        SLAB_SUMS.get_ptr_mut(copy.wrapping_add(place as u32 - 1))
+    };
     let Some(sums) = found else {
         tally(LOST_SLAB_KEYS, 1);
         return;
@@ -316,7 +355,8 @@ fn move_to_payer(address: u64, cache: u64, size: u64, payer: u64, always: u64) -
         cache,
         call_site: 0,
         cause: CAUSE_BEFORE_TRACE,
-        reserved: [0; 7],
+        taken: 0,
+        reserved: [0; 6],
     };
     match OWNERLESS.get_ptr(address) {
         Some(origin) => {
@@ -435,7 +475,8 @@ pub fn moved(object: &Object, allocation: bool) {
         cache,
         call_site: 0,
         cause: CAUSE_CHARGED,
-        reserved: [0; 7],
+        taken: 0,
+        reserved: [0; 6],
     };
     let mut bytes = if slab == 0 { object.bytes_alloc } else { size };
     if allocation {

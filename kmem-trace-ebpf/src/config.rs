@@ -218,6 +218,9 @@ pub struct Config {
     // --- totals ---
     /// Places of cgroups in the totals.
     pub places: u32,
+    /// Places of keys in the slab sums.
+    pub slab_places: u32,
+    pub reserved: u32,
     /// CPU number → copy of the totals: copies − 1, a power of two less one.
     pub copies_mask: u32,
 
@@ -410,6 +413,8 @@ impl Config {
         stream_limits: 0,
         wake_bytes: 0,
         places: 0,
+        slab_places: 0,
+        reserved: 0,
         copies_mask: 0,
         try_charge_depth: 0,
         user_charge_depth: 0,

@@ -27,6 +27,9 @@ pub const CAUSE_NOT_SLAB: u8 = 9;
 /// In [`SlabKey::payer`] and [`SlabKey::asker`]: some cgroup that is not traced.
 pub const OTHERS: u64 = u64::MAX;
 
+/// Keys that the sums hold.
+pub const SLAB_KEYS: u32 = 8192;
+
 /// What slab is added up by.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -42,7 +45,9 @@ pub struct SlabKey {
     pub call_site: u64,
     /// One of the `CAUSE_` constants.
     pub cause: u8,
-    pub reserved: [u8; 7],
+    /// 1 where a place is this key's; 0 in the key itself.
+    pub taken: u8,
+    pub reserved: [u8; 6],
 }
 
 /// Objects and bytes (`kmem_cache.size` each) that came and went.

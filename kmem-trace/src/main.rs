@@ -1,17 +1,21 @@
 //! Arguments in, exit code out.
 
-use std::process::ExitCode;
+use std::{io::Write as _, process::ExitCode};
 
 use clap::Parser as _;
 use kmem_trace::command::{
     cli::{Cli, Command},
     demo, doctor, enable, explain, run,
     trace::{self, Outcome},
+    wrong_use,
 };
+use kmem_trace::view::name;
 use kmem_trace::workload::worker;
 
 /// Could not do it.
 const FAILED: u8 = 1;
+/// Asked in a way that is not understood.
+const WRONG_USE: u8 = 2;
 /// Traced, but a residual exceeded its bound.
 const BEYOND: u8 = 3;
 
@@ -19,7 +23,16 @@ fn main() -> ExitCode {
     if worker::is_worker_invocation() {
         return worker::main();
     }
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) if error.use_stderr() => {
+            let first = std::env::args_os().nth(1);
+            complain(&wrong_use::line(&error, first.as_deref()));
+            return ExitCode::from(WRONG_USE);
+        }
+        // Help and version.
+        Err(error) => error.exit(),
+    };
     let verbose = match &cli.command {
         Some(Command::Run(args)) => args.common.verbose,
         Some(Command::Demo(args)) => args.common.verbose,
@@ -32,7 +45,7 @@ fn main() -> ExitCode {
         // The reader has seen enough (`| head`).
         Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("kmem-trace: {}", one_line(&error));
+            complain(&format!("{error:#}"));
             ExitCode::from(FAILED)
         }
     }
@@ -81,9 +94,9 @@ fn is_closed_pipe(error: &anyhow::Error) -> bool {
     })
 }
 
-/// What, and why, in one line.
-fn one_line(error: &anyhow::Error) -> String {
-    format!("{error:#}").replace('\n', " ")
+/// What, why and what next, in one line; where nobody can read it any more, it is lost.
+fn complain(message: &str) {
+    let _ = writeln!(std::io::stderr(), "kmem-trace: {}", name::one_line(message));
 }
 
 fn log_to_stderr(verbose: u8) {
@@ -97,8 +110,12 @@ fn log_to_stderr(verbose: u8) {
         // The loader's own debug output is longer than a verifier's log.
         .filter_module("aya", level.min(log::LevelFilter::Info))
         .filter_module("aya_obj", level.min(log::LevelFilter::Info))
-        .format_timestamp(None)
-        .format_target(false)
+        // Names in messages are as hostile as anywhere.
+        .format(|out, record| {
+            let level = record.level().as_str().to_lowercase();
+            let message = name::one_line(&record.args().to_string());
+            writeln!(out, "kmem-trace: {level}: {message}")
+        })
         .parse_env("KMEM_TRACE_LOG")
         .init();
 }

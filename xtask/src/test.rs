@@ -96,18 +96,26 @@ fn name(stage: Stage) -> String {
 fn run(stage: Stage, jobs: usize) -> Result<Tally> {
     match stage {
         Stage::Fmt => check("fmt", &["fmt", "--all", "--check"]),
-        Stage::Clippy => check(
-            "clippy",
-            &[
+        Stage::Clippy => {
+            let mut tally = check(
                 "clippy",
-                "--quiet",
-                "--workspace",
-                "--all-targets",
-                "--",
-                "-D",
-                "warnings",
-            ],
-        ),
+                &[
+                    "clippy",
+                    "--quiet",
+                    "--workspace",
+                    "--all-targets",
+                    "--",
+                    "-D",
+                    "warnings",
+                ],
+            )?;
+            // A workspace of its own.
+            tally += check(
+                "fuzz targets",
+                &["check", "--quiet", "--manifest-path", "fuzz/Cargo.toml"],
+            )?;
+            Ok(tally)
+        }
         Stage::Unit => {
             let mut names = test_targets()?;
             // Those have stages of their own.

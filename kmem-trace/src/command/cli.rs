@@ -56,7 +56,7 @@ pub struct TraceArgs {
     )]
     pub cgroups: Vec<String>,
     /// Trace the memory cgroup of this process.
-    #[arg(short, long)]
+    #[arg(short, long, allow_hyphen_values = true, value_parser = pid)]
     pub pid: Option<u32>,
     #[command(flatten)]
     pub common: Common,
@@ -66,10 +66,10 @@ pub struct TraceArgs {
 #[derive(Clone, Debug, Args)]
 pub struct Common {
     /// Time between reports ("1s", "500ms").
-    #[arg(short, long, default_value = "1s", value_parser = duration)]
+    #[arg(short, long, default_value = "1s", allow_hyphen_values = true, value_parser = duration)]
     pub interval: Duration,
     /// Stop after this time; without it, Ctrl-C ends the trace.
-    #[arg(short, long, value_parser = duration)]
+    #[arg(short, long, allow_hyphen_values = true, value_parser = duration)]
     pub duration: Option<Duration>,
     /// Print each event instead of the periodic report; all roles but those that cost most, or
     /// the ones named.
@@ -84,13 +84,13 @@ pub struct Common {
     #[arg(long, value_name = "FILE")]
     pub btf: Option<PathBuf>,
     /// Report on this many levels below each traced cgroup too.
-    #[arg(long, value_name = "LEVELS", default_value_t = 0)]
+    #[arg(long, value_name = "LEVELS", default_value_t = 0, allow_hyphen_values = true, value_parser = depth)]
     pub depth: u32,
     /// Size of the ring buffer in KiB, rounded up to a power of two.
-    #[arg(long, value_name = "KIB", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..=1_048_576))]
+    #[arg(long, value_name = "KIB", default_value_t = 1024, allow_hyphen_values = true, value_parser = ring)]
     pub ring: u32,
     /// Cgroups that the kernel-side totals have room for.
-    #[arg(long, value_name = "N", default_value_t = 16384, value_parser = clap::value_parser!(u32).range(1..=4_194_304))]
+    #[arg(long, value_name = "N", default_value_t = 16384, allow_hyphen_values = true, value_parser = max_cgroups)]
     pub max_cgroups: u32,
     /// Leave slab objects alone: the ledger only, at less cost.
     #[arg(long)]
@@ -126,10 +126,10 @@ pub struct RunArgs {
 #[derive(Clone, Debug, Args)]
 pub struct DemoArgs {
     /// How many groups, each a cgroup with a network namespace, servers and clients.
-    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    #[arg(long, value_name = "N", default_value_t = 4, allow_hyphen_values = true, value_parser = groups)]
     pub groups: u32,
     /// TCP connections of each group.
-    #[arg(long, value_name = "M", default_value_t = 2000, value_parser = clap::value_parser!(u64).range(1..=10_000_000))]
+    #[arg(long, value_name = "M", default_value_t = 2000, allow_hyphen_values = true, value_parser = connections)]
     pub connections: u64,
     /// The cgroup to make above the groups; removed again afterwards.
     #[arg(
@@ -186,9 +186,42 @@ pub struct EnableArgs {
     pub btf: Option<PathBuf>,
 }
 
+fn pid(text: &str) -> Result<u32, String> {
+    whole(text, 1, i32::MAX.cast_unsigned().into(), "a process id")
+}
+
+fn depth(text: &str) -> Result<u32, String> {
+    whole(text, 0, u32::MAX.into(), "a number of levels")
+}
+
+fn ring(text: &str) -> Result<u32, String> {
+    whole(text, 1, 1 << 20, "a size in KiB")
+}
+
+fn max_cgroups(text: &str) -> Result<u32, String> {
+    whole(text, 1, 1 << 22, "a number of cgroups")
+}
+
+fn groups(text: &str) -> Result<u32, String> {
+    whole(text, 1, 1000, "a number of groups")
+}
+
+fn connections(text: &str) -> Result<u64, String> {
+    whole(text, 1, 10_000_000, "a number of connections")
+}
+
+/// A whole number from `least` to `most`.
+fn whole<T: TryFrom<u64>>(text: &str, least: u64, most: u64, what: &str) -> Result<T, String> {
+    let value: Option<u64> = text.parse().ok();
+    value
+        .filter(|value| (least..=most).contains(value))
+        .and_then(|value| T::try_from(value).ok())
+        .ok_or_else(|| format!("not {what} from {least} to {most}"))
+}
+
 fn duration(text: &str) -> Result<Duration, String> {
     let parsed = humantime::parse_duration(text)
-        .map_err(|error| format!("{error}: write for example 500ms, 10s or 2m"))?;
+        .map_err(|_| "not a time: write for example 500ms, 10s or 2m".to_owned())?;
     if parsed < Duration::from_millis(10) {
         return Err("less than 10ms cannot be kept: use 10ms or more".to_owned());
     }

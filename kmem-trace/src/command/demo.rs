@@ -102,7 +102,8 @@ pub async fn main(mut args: DemoArgs) -> Result<Outcome> {
             })
             .await?;
         load?;
-        finish(&args, &plan, before, figures(&mount, &target)?)?;
+        finish(&args, &plan, before, figures(&mount, &target)?)
+            .context("cannot write the output")?;
         keep(&args).await?;
         running.stop()?;
         outcome
@@ -126,7 +127,7 @@ async fn untraced(
         _ = interrupt.recv() => {}
         _ = terminate.recv() => {}
     }
-    finish(args, plan, before, figures(mount, target)?)?;
+    finish(args, plan, before, figures(mount, target)?).context("cannot write the output")?;
     keep(args).await?;
     running.stop()?;
     Ok(Outcome::Explained)

@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 
 use super::{
     cli::{DoctorArgs, Format},
@@ -51,8 +51,12 @@ pub fn main(args: &DoctorArgs) -> Result<()> {
     let mount = MemoryMount::find();
     let (plan, tried) = tried(&inspection, mount.as_ref().ok(), args, strike);
     let page = examine(&inspection, &mount, &plan, tried, args.btf.is_some());
+    print(&page, args.format).context("cannot write the output")
+}
+
+fn print(page: &Page, format: Format) -> io::Result<()> {
     let mut out = io::stdout().lock();
-    if args.format == Format::Json {
+    if format == Format::Json {
         json::write(
             &mut out,
             &Line::Plan(PlanLine {
@@ -63,14 +67,13 @@ pub fn main(args: &DoctorArgs) -> Result<()> {
                 roles: &page.roles,
             }),
         )?;
-        json::write(&mut out, &Line::Doctor(&page))?;
+        json::write(&mut out, &Line::Doctor(page))?;
         return Ok(());
     }
     let width = console::Term::stdout()
         .size_checked()
         .map_or(doctor::WIDTH, |(_, columns)| usize::from(columns));
-    doctor::page(&mut out, &page, width)?;
-    Ok(())
+    doctor::page(&mut out, page, width)
 }
 
 /// The plan as it comes out when it is really attached, for a moment and to nobody's cgroup; where

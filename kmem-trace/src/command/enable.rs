@@ -27,6 +27,7 @@ use crate::{
     view::{name, size::human},
 };
 
+const OUTPUT: &str = "cannot write the output";
 const LIMIT: &str = "memory.kmem.limit_in_bytes";
 /// Limits from here on are no limits: the greatest, rounded down to pages of up to 64 KiB.
 const UNLIMITED: u64 = i64::MAX as u64 & !0xffff;
@@ -74,19 +75,16 @@ pub fn main(args: &EnableArgs) -> Result<()> {
     let cgroup = cgroupfs::find(&mount, &args.cgroup)?;
     let seen = look(&cgroup.dir, mount.hierarchy, args.btf.as_deref())?;
     let mut out = io::stdout().lock();
-    writeln!(out, "{}", name::path(cgroup.path_in_hierarchy.as_os_str()))?;
-    writeln!(
-        out,
-        "before  {}",
-        State {
-            figures: seen.figures,
-            active: active(&seen)
-        }
-    )?;
+    let before = State {
+        figures: seen.figures,
+        active: active(&seen),
+    };
+    let path = name::path(cgroup.path_in_hierarchy.as_os_str());
+    writeln!(out, "{path}\nbefore  {before}").context(OUTPUT)?;
     match decide(&seen) {
         Decision::Refuse(why) => bail!("{why}"),
         Decision::Needless(why) => {
-            writeln!(out, "nothing to do, nothing written: {why}")?;
+            writeln!(out, "nothing to do, nothing written: {why}").context(OUTPUT)?;
         }
         Decision::Switch => {
             let path = cgroup.dir.join(LIMIT);
@@ -102,14 +100,11 @@ pub fn main(args: &EnableArgs) -> Result<()> {
                     .write_all(text.as_bytes())
             })?;
             let now = Figures::of(&cgroup.dir)?;
-            writeln!(
-                out,
-                "after   {}",
-                State {
-                    figures: now,
-                    active: Some(true)
-                }
-            )?;
+            let after = State {
+                figures: now,
+                active: Some(true),
+            };
+            writeln!(out, "after   {after}").context(OUTPUT)?;
         }
     }
     Ok(())

@@ -88,11 +88,11 @@ pub fn main(args: &ExplainArgs) -> Result<()> {
         explanation,
     };
     let mut out = io::stdout().lock();
-    match args.format {
-        Format::Json => json::write(&mut out, &Line::Explain(&explained))?,
-        Format::Table => view::table(&mut out, &explained)?,
-    }
-    Ok(())
+    let written = match args.format {
+        Format::Json => json::write(&mut out, &Line::Explain(&explained)),
+        Format::Table => view::table(&mut out, &explained),
+    };
+    written.context("cannot write the output")
 }
 
 /// The kernel's own counters of kernel memory, or why there are none.

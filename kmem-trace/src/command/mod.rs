@@ -11,3 +11,4 @@ pub mod names;
 pub mod run;
 pub mod session;
 pub mod trace;
+pub mod wrong_use;

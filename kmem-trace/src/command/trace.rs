@@ -290,7 +290,7 @@ impl<'a> Trace<'a> {
         if self.events.is_some() || self.quiet {
             return Ok(());
         }
-        let Some(slab) = self.session.slab_report()? else {
+        let Some(slab) = self.session.slab_report() else {
             return Ok(());
         };
         match self.common.format {

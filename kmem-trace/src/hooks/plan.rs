@@ -332,6 +332,14 @@ fn fits(
             return Err(Passed::OtherHierarchy(why.clone()));
         }
     }
+    // What is not there is not there by any mechanism, and that tells more than a refusal.
+    for hook in candidate.hooks {
+        if let Err(absent @ Passed::Absent(_)) = present(hook.symbol, hook.place, facts)
+            && matches!(candidate.mechanism, Mechanism::Kprobe | Mechanism::Fentry)
+        {
+            return Err(absent);
+        }
+    }
     let verdict = facts.allowed.mechanism(candidate.mechanism);
     verdict.clone().map_err(Passed::Refused)?;
     for hook in candidate.hooks {

@@ -108,6 +108,10 @@ pub fn find(
     arguments: u32,
     thunks: &BTreeSet<u64>,
 ) -> Result<Sites, String> {
+    let end = address
+        .checked_add(code.len() as u64)
+        .filter(|end| end.checked_add(JUMP_BYTES).is_some())
+        .ok_or("its address cannot be")?;
     let all: Vec<Instruction> = Decoder::with_ip(64, code, address, DecoderOptions::NONE)
         .into_iter()
         .collect();
@@ -128,7 +132,7 @@ pub fn find(
     Ok(Sites {
         entry: entry - address,
         depth,
-        returns: returns(&body, address, address + code.len() as u64, thunks),
+        returns: returns(&body, address, end, thunks),
     })
 }
 
@@ -223,8 +227,11 @@ fn pushed(instruction: &Instruction) -> Result<i32, String> {
         return Ok(0);
     }
     let amount = |sign: i64| {
-        i32::try_from(sign * instruction.immediate(1).cast_signed())
-            .map_err(|_| "its stack is odd".to_owned())
+        // No immediate: the amount is in a register or in memory.
+        let immediate = instruction.try_immediate(1).ok().map(u64::cast_signed);
+        immediate
+            .and_then(|bytes| i32::try_from(bytes.checked_mul(sign)?).ok())
+            .ok_or_else(|| "its stack is odd".to_owned())
     };
     match instruction.mnemonic() {
         Mnemonic::Sub => amount(-1),

@@ -41,11 +41,13 @@ pub struct Kcore {
     segments: Vec<Segment>,
 }
 
+/// A stretch of memory that the core file shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Segment {
-    address: u64,
-    bytes: u64,
-    offset: u64,
+pub struct Segment {
+    pub address: u64,
+    pub bytes: u64,
+    /// Bytes from the start of the file.
+    pub offset: u64,
 }
 
 impl Kcore {
@@ -105,8 +107,8 @@ impl Kcore {
     }
 }
 
-/// Where in the file the memory at an address is.
-fn place(segments: &[Segment], address: u64, bytes: u64) -> Option<u64> {
+/// Where in the file `bytes` bytes of memory at an address are; `None` unless all of them are shown.
+pub fn place(segments: &[Segment], address: u64, bytes: u64) -> Option<u64> {
     segments.iter().find_map(|segment| {
         let within = address.checked_sub(segment.address)?;
         let fits = within
@@ -116,7 +118,11 @@ fn place(segments: &[Segment], address: u64, bytes: u64) -> Option<u64> {
     })
 }
 
-fn segments(header: &[u8]) -> Result<Vec<Segment>, String> {
+/// What a core file shows, from its headers.
+///
+/// # Errors
+/// In a few words, why the headers are not those of a core file.
+pub fn segments(header: &[u8]) -> Result<Vec<Segment>, String> {
     let elf = FileHeader64::<LittleEndian>::parse(header).map_err(|error| error.to_string())?;
     let programs = elf
         .program_headers(LittleEndian, header)

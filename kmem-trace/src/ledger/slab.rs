@@ -231,7 +231,8 @@ mod tests {
             cache,
             call_site,
             cause,
-            reserved: [0; 7],
+            taken: 0,
+            reserved: [0; 6],
         }
     }
 

@@ -144,7 +144,7 @@ impl Session {
             slab_start: slab::SlabStart::default(),
             request,
         };
-        session.slab_begin()?;
+        session.slab_begin();
         session.look_around();
         session.take_bases().await?;
         Ok(session)

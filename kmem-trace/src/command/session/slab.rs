@@ -2,9 +2,8 @@
 
 use std::collections::HashMap;
 
-use anyhow::{Context as _, Result};
 use kmem_trace_ebpf::{
-    sums::{OTHERS, SlabSums},
+    sums::OTHERS,
     totals::{LOST_OBJECTS, LOST_SLAB_KEYS, SLAB_MISREAD},
 };
 
@@ -40,35 +39,19 @@ fn figures() -> SlabFigures {
 
 impl Session {
     /// Takes the figures that later ones are compared with.
-    ///
-    /// # Errors
-    /// Where the maps cannot be read.
-    pub(super) fn slab_begin(&mut self) -> Result<()> {
+    pub(super) fn slab_begin(&mut self) {
         if self.plan.slab {
             self.functions = callsite::Functions::read().unwrap_or_default();
             self.slab_start = SlabStart {
                 figures: figures(),
-                reading: self.slab_reading()?,
+                reading: self.slab_reading(),
             };
         }
-        Ok(())
     }
 
     /// The kernel-side sums, added up over CPUs.
-    fn slab_reading(&self) -> Result<SlabReading> {
-        let mut reading = SlabReading::new();
-        for entry in self.attached.slab.iter() {
-            let (key, per_cpu) = entry.context("cannot read the slab sums")?;
-            let mut sum = SlabSums::default();
-            for one in per_cpu.iter() {
-                sum.allocated += one.allocated;
-                sum.allocated_bytes += one.allocated_bytes;
-                sum.freed += one.freed;
-                sum.freed_bytes += one.freed_bytes;
-            }
-            reading.insert(key, sum);
-        }
-        Ok(reading)
+    fn slab_reading(&self) -> SlabReading {
+        self.attached.slab().collect()
     }
 
     fn cache_name(&self, address: u64) -> String {
@@ -89,14 +72,11 @@ impl Session {
     }
 
     /// Slab of each traced subtree, and of the node; `None` where slab is not attributed.
-    ///
-    /// # Errors
-    /// Where the maps cannot be read.
-    pub fn slab_report(&mut self) -> Result<Option<SlabReport>> {
+    pub fn slab_report(&mut self) -> Option<SlabReport> {
         if !self.plan.slab {
-            return Ok(None);
+            return None;
         }
-        let reading = slab::since(&self.slab_reading()?, &self.slab_start.reading);
+        let reading = slab::since(&self.slab_reading(), &self.slab_start.reading);
         let now = figures();
         let books: Vec<(u64, SlabBook)> = self
             .request
@@ -157,6 +137,6 @@ impl Session {
                 });
             }
         }
-        Ok(Some(report))
+        Some(report)
     }
 }

@@ -39,6 +39,9 @@ fn parse_line(line: &[u8]) -> Option<Mount> {
     let fs_type = words.next()?;
     let _source = words.next()?;
     let options = words.next()?;
+    if root.is_empty() || !mount_point.starts_with(b"/") {
+        return None;
+    }
     Some(Mount {
         root: path(root),
         mount_point: path(mount_point),
@@ -86,6 +89,12 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn a_line_with_a_word_too_few_is_refused() {
+        assert!(parse(b"35 31 0:32  /sys/fs/cgroup rw - cgroup cgroup rw,memory").is_err());
+        assert!(parse(b"35 31 0:32 / rw,relatime - cgroup cgroup rw,memory").is_err());
+    }
 
     #[test]
     fn optional_fields_before_the_dash_do_not_matter() {

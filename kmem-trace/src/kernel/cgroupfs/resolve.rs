@@ -56,7 +56,7 @@ pub enum ResolveError {
     NotADirectory { path: PathBuf },
     #[error("{} is not a cgroup: memory cgroups are under {}", path.display(), mount_point.display())]
     NotACgroup { path: PathBuf, mount_point: PathBuf },
-    #[error("there is no process {pid}")]
+    #[error("there is no process {pid}: give the number that it has outside of its container")]
     NoProcess { pid: u32 },
     #[error("process {pid} is in the memory cgroup {}, which has been removed", path.display())]
     Removed { pid: u32, path: PathBuf },
@@ -90,7 +90,7 @@ fn and_more(more: usize) -> String {
 
 fn suggestion(close: &[PathBuf]) -> String {
     if close.is_empty() {
-        String::new()
+        ": give its path there, or a part of its name that no other has".to_owned()
     } else {
         format!("; did you mean {}?", listed(close))
     }
