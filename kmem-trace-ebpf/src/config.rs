@@ -34,6 +34,9 @@ pub struct Config {
     pub memory_cgrp_subsys: u64,
     /// The tracer's own memory cgroup, to check all offsets by; 0 where it is not known.
     pub own_cgroup: u64,
+    /// `&vmemmap_base` and `&page_offset_base`; 0 where the symbol table has no variables.
+    pub vmemmap_base: u64,
+    pub page_offset_base: u64,
     /// The bits of `kernfs_node_id` that are the inode number of the directory: before 5.5 the
     /// upper half is a generation.
     pub kernfs_node_id_mask: u64,
@@ -152,6 +155,50 @@ pub struct Config {
     /// The same for `enum node_stat_item` values of `mod_memcg_lruvec_state`.
     pub lruvec_items: [[i32; ITEMS]; 4],
 
+    // --- slab attribution ---
+    /// `struct page`: its size, `compound_head`, `flags`, `page_type`.
+    pub page_size: u32,
+    pub page_compound_head: u32,
+    pub page_flags: u32,
+    /// Bit number of `PG_slab`.
+    pub page_flag_slab: u32,
+    /// [`ABSENT`] where slab pages are told by a flag.
+    pub page_type: u32,
+    /// `PGTY_slab`: the upper byte of `page_type`.
+    pub page_type_slab: u32,
+    /// `struct slab` (or `struct page` before 5.17): `slab_cache`, `freelist`, `slab_list`.
+    pub slab_cache: u32,
+    pub slab_freelist: u32,
+    pub slab_list: u32,
+    /// The vector of payers: `obj_exts`, `memcg_data` or `obj_cgroups`.
+    pub slab_vector: u32,
+    /// Bytes between its elements.
+    pub vector_stride: u32,
+    /// The payer in an element.
+    pub vector_objcg: u32,
+    /// Word and bit of `obj_exts_in_object`; [`ABSENT`]: no such thing.
+    pub slab_in_object: u32,
+    pub slab_in_object_mask: u32,
+    /// `struct obj_cgroup`: `memcg`.
+    pub objcg_memcg: u32,
+    /// `struct kmem_cache`: `node`, `oo`, `min`; `struct kmem_cache_node`: `partial.next`.
+    pub kmem_cache_node: u32,
+    pub kmem_cache_oo: u32,
+    pub kmem_cache_min: u32,
+    pub node_partial: u32,
+    /// `struct task_struct`: `flags`.
+    pub task_flags: u32,
+    /// `__GFP_ACCOUNT` and `SLAB_ACCOUNT`.
+    pub gfp_account: u32,
+    pub slab_account: u32,
+    /// 1: booted with `cgroup.memory=nokmem`.
+    pub nokmem: u32,
+    /// 1: add up slab by payer, asker, cache, call site and cause.
+    pub attribute_slab: u32,
+    /// 1: this kernel charges objects later too (`kmem_cache_charge`), and no program sees it: their
+    /// frees tell.
+    pub late_charges_unseen: u32,
+
     // --- hierarchy ---
     /// The tracepoints' `root` number of the memory hierarchy (0 on v2); [`ABSENT`]: take all.
     pub hierarchy_id: u32,
@@ -171,6 +218,9 @@ pub struct Config {
     // --- totals ---
     /// Places of cgroups in the totals.
     pub places: u32,
+    /// Places of keys in the slab sums.
+    pub slab_places: u32,
+    pub reserved: u32,
     /// CPU number → copy of the totals: copies − 1, a power of two less one.
     pub copies_mask: u32,
 
@@ -179,7 +229,6 @@ pub struct Config {
     pub try_charge_depth: u32,
     /// The same for the user charge path.
     pub user_charge_depth: u32,
-    pub reserved: u32,
 }
 
 /// Arguments of the handlers of limit files.
@@ -301,6 +350,8 @@ impl Config {
             value: ABSENT,
             count: ABSENT,
         },
+        vmemmap_base: 0,
+        page_offset_base: 0,
         user_charge_memcg: ABSENT,
         user_charge_pages: ABSENT,
         user_charge_gfp: ABSENT,
@@ -328,6 +379,31 @@ impl Config {
         kfree: SlabFields::NONE,
         state_items: [[-1; ITEMS]; 4],
         lruvec_items: [[-1; ITEMS]; 4],
+        page_size: ABSENT,
+        page_compound_head: ABSENT,
+        page_flags: ABSENT,
+        page_flag_slab: ABSENT,
+        page_type: ABSENT,
+        page_type_slab: ABSENT,
+        slab_cache: ABSENT,
+        slab_freelist: ABSENT,
+        slab_list: ABSENT,
+        slab_vector: ABSENT,
+        vector_stride: ABSENT,
+        vector_objcg: ABSENT,
+        slab_in_object: ABSENT,
+        slab_in_object_mask: 0,
+        objcg_memcg: ABSENT,
+        kmem_cache_node: ABSENT,
+        kmem_cache_oo: ABSENT,
+        kmem_cache_min: ABSENT,
+        node_partial: ABSENT,
+        task_flags: ABSENT,
+        gfp_account: 0,
+        slab_account: 0,
+        nokmem: 0,
+        attribute_slab: 0,
+        late_charges_unseen: 0,
         hierarchy_id: ABSENT,
         can_read: 0,
         stream_counters: 0,
@@ -337,9 +413,10 @@ impl Config {
         stream_limits: 0,
         wake_bytes: 0,
         places: 0,
+        slab_places: 0,
+        reserved: 0,
         copies_mask: 0,
         try_charge_depth: 0,
         user_charge_depth: 0,
-        reserved: 0,
     };
 }

@@ -1,15 +1,16 @@
 //! The wire: what crosses between the BPF programs and userspace, defined once for both.
 //!
 //! [`record`] is what is streamed over the ring buffer (and kept in recorded files), [`totals`]
-//! what the programs add up in maps, [`config`] the constants that userspace fills in before the
-//! programs are loaded, [`selfcheck`] and [`words`] what programs answer that are run on request.
-//! Everything is `#[repr(C)]`, without unnamed padding, in the byte order of
+//! and [`sums`] what the programs add up in maps, [`config`] the constants that userspace fills in
+//! before the programs are loaded, [`selfcheck`] and [`words`] what programs answer that are run on
+//! request. Everything is `#[repr(C)]`, without unnamed padding, in the byte order of
 //! the machine. No behaviour lives here.
 #![no_std]
 
 pub mod config;
 pub mod record;
 pub mod selfcheck;
+pub mod sums;
 pub mod totals;
 pub mod words;
 
@@ -20,6 +21,7 @@ pub const WIRE_VERSION: u32 = 2;
 mod plain {
     use crate::{
         config::Config,
+        sums::{Cache, Origin, SlabKey, SlabSums},
         totals::{Place, Totals},
         words::Members,
     };
@@ -32,4 +34,12 @@ mod plain {
     unsafe impl aya::Pod for Place {}
     // SAFETY: as above.
     unsafe impl aya::Pod for Members {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for SlabKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for SlabSums {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Cache {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Origin {}
 }

@@ -17,6 +17,7 @@ macro_rules! handler {
     };
 }
 
+mod attribution;
 mod ledger;
 mod lifecycle;
 mod limit;
@@ -47,6 +48,7 @@ use kmem_trace_ebpf::{
 };
 
 use crate::{
+    attribution::{IN_HARDIRQ, IN_SOFTIRQ, interrupt},
     ledger::{counter_changed, state_changed, user_charged},
     lifecycle::{Fields, cgroup_event},
     limit::{Handler, kmem_limit_entered, kmem_limit_written, limit_entered, limit_written},
@@ -453,6 +455,32 @@ slab_programs! {
     tp_kmalloc rt_kmalloc tb_kmalloc = OP_ALLOC, kmalloc;
     tp_cache_free rt_cache_free tb_cache_free = OP_FREE, cache_free;
     tp_kfree rt_kfree tb_kfree = OP_FREE, kfree;
+}
+
+// --- context: softirqs and hardirq handlers ---------------------------------------------------
+
+#[raw_tracepoint]
+pub fn rt_softirq_entry(_: RawTracePointContext) -> i32 {
+    interrupt(IN_SOFTIRQ, 1);
+    0
+}
+
+#[raw_tracepoint]
+pub fn rt_softirq_exit(_: RawTracePointContext) -> i32 {
+    interrupt(IN_SOFTIRQ, -1);
+    0
+}
+
+#[raw_tracepoint]
+pub fn rt_hardirq_entry(_: RawTracePointContext) -> i32 {
+    interrupt(IN_HARDIRQ, 1);
+    0
+}
+
+#[raw_tracepoint]
+pub fn rt_hardirq_exit(_: RawTracePointContext) -> i32 {
+    interrupt(IN_HARDIRQ, -1);
+    0
 }
 
 #[cfg(not(test))]

@@ -89,9 +89,23 @@ pub fn tally(which: u32, amount: u64) {
 
 /// Which copy of the totals and tallies is this CPU's.
 #[inline(always)]
-fn own_copy() -> u32 {
+pub fn own_copy() -> u32 {
     let cpu = unsafe { bpf_get_smp_processor_id() };
     cpu & config!(copies_mask)
+}
+
+/// A place that nobody has taken.
+#[inline(always)]
+pub fn take(from: &Stack<u32>) -> Option<u32> {
+    let mut attempt = 0;
+    while attempt < ATTEMPTS {
+        match from.pop() {
+            Ok(free) => return free,
+            // Busy, and a breakpoint's program counts as an NMI, which does not wait.
+            Err(_) => attempt += 1,
+        }
+    }
+    None
 }
 
 /// The place of a cgroup, taken on first use; `true` where it is new.
@@ -100,19 +114,7 @@ pub fn place(cgroup_id: u64) -> Option<(u32, bool)> {
     if let Some(found) = unsafe { PLACES.get(cgroup_id) } {
         return Some((*found, false));
     }
-    let mut taken = None;
-    let mut attempt = 0;
-    while attempt < ATTEMPTS {
-        match FREE.pop() {
-            Ok(free) => {
-                taken = free;
-                break;
-            }
-            // Busy, and a breakpoint's program counts as an NMI, which does not wait.
-            Err(_) => attempt += 1,
-        }
-    }
-    let free = taken?;
+    let free = take(&FREE)?;
     let entry = CGROUPS.get_ptr_mut(free)?;
     // Named before anybody else can find it.
     unsafe { (&raw mut (*entry).cgroup_id).write_volatile(cgroup_id) };

@@ -1,9 +1,10 @@
-//! Slab objects: single events, on request.
+//! Slab objects: each attributed, and single events on request.
 
 use aya_ebpf::helpers::generated::bpf_probe_read_kernel_str;
-use kmem_trace_ebpf::record::{CACHE_LEN, KIND_SLAB, SlabRecord};
+use kmem_trace_ebpf::record::{CACHE_LEN, KIND_SLAB, OP_ALLOC, SlabRecord};
 
 use crate::{
+    attribution::moved,
     maps::{header, send},
     read::{config, member},
 };
@@ -21,9 +22,12 @@ pub struct Object {
     pub cache: u64,
 }
 
-/// Streams one object's event.
+/// Attributes one object, and streams it where that was asked for.
 #[inline(always)]
 pub fn slab_event(object: Object) {
+    if config!(attribute_slab) == 1 && config!(can_read) == 1 {
+        moved(&object, object.op == OP_ALLOC);
+    }
     if config!(stream_slab) != 1 {
         return;
     }

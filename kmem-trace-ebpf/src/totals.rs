@@ -87,8 +87,14 @@ pub const LOST_PAGES: u32 = 5;
 pub const CALLS_BEGUN: u32 = 6;
 /// Calls that were counted when they ended.
 pub const CALLS_COUNTED: u32 = 7;
+/// Slab events that found the map of sums full.
+pub const LOST_SLAB_KEYS: u32 = 8;
+/// Objects without a payer that could not be remembered: their frees count as older than the trace.
+pub const LOST_OBJECTS: u32 = 9;
+/// Objects whose slab page could not be found, or named another cache than the event: not counted.
+pub const SLAB_MISREAD: u32 = 10;
 /// Places in the tally map, a CPU.
-pub const TALLIES: u32 = 8;
+pub const TALLIES: u32 = 11;
 
 /// How many levels of ancestors a program walks when it first sees a cgroup.
 pub const ANCESTRY_DEPTH: usize = 64;

@@ -13,6 +13,7 @@ use kmem_trace_ebpf::{
 
 use crate::{
     asked,
+    attribution::{charged_late, socket_copied, socket_done},
     ledger::counter_changed,
     limit::{Handler, kmem_limit_entered, kmem_limit_written, limit_entered, limit_written},
     maps::{begin, end, tally},
@@ -111,6 +112,29 @@ pub fn fx_user_charge(ctx: FExitContext) -> i32 {
         argument(ctx, config!(user_charge_gfp)),
         argument(ctx, config!(user_charge_args)),
     );
+    0
+}
+
+/// `bool kmem_cache_charge(void *objp, gfp_t gfpflags)`.
+#[fexit]
+pub fn fx_cache_charge(ctx: FExitContext) -> i32 {
+    let ctx = ctx.as_ptr().cast_const().cast();
+    if argument(ctx, 2) & 0xff != 0 {
+        charged_late(argument(ctx, 0));
+    }
+    0
+}
+
+/// `sk_clone_lock(const struct sock *sk, gfp_t priority)`, and `sk_clone` that begins like it.
+#[fentry]
+pub fn fe_sk_clone(ctx: FEntryContext) -> i32 {
+    socket_copied(argument(ctx.as_ptr().cast_const().cast(), 0));
+    0
+}
+
+#[fexit]
+pub fn fx_sk_clone(_: FExitContext) -> i32 {
+    socket_done();
     0
 }
 

@@ -92,6 +92,37 @@ fn a_reader_that_goes_away_ends_each_command_quietly() {
 }
 
 #[test]
+fn slab_of_a_v1_cgroup_is_shown_and_grows_with_the_files_made() {
+    if !traceable() {
+        return;
+    }
+    let cgroup = Cgroup::top(&own("slab"));
+    let explained = || last_line(&ask(&format!("explain -c {} --format json", cgroup.name)));
+    let before = explained();
+    if let Some(why) = before["kernel_counters"]["why"].as_str() {
+        machine::skip(why);
+        return;
+    }
+    if before["kernel_counters"].is_null() {
+        machine::skip("v2 shows slab in memory.stat");
+        return;
+    }
+    let files = 20_000;
+    let held = load::start(&cgroup, &format!("dentries={files} dir=/dev/shm"));
+    let after = explained();
+    held.end();
+    let slab = |explained: &Value| {
+        let fields = explained["fields"].as_array().expect("a list");
+        let field = fields.iter().find(|field| field["field"] == "slab");
+        number(field.expect("slab is shown"), "bytes")
+    };
+    // A dentry and an inode of tmpfs take more than that on every kernel.
+    assert!(slab(&after) - slab(&before) > files * 500, "{after}");
+    let rest = number(&after["kernel_counters"], "rest_bytes");
+    assert!(rest.abs() < 4 * MIB, "{after}");
+}
+
+#[test]
 fn a_command_that_is_run_is_followed_within_the_bound() {
     if !traceable() {
         return;

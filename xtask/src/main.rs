@@ -1,6 +1,7 @@
 //! The chores of the repository, one subcommand and one file (or room) each.
 
 mod bpf;
+mod experiment;
 mod libtest;
 mod process;
 mod rust_src;
@@ -27,6 +28,8 @@ struct Arguments {
 enum Chore {
     /// Build the BPF object that kmem-trace embeds, or check that it is fresh.
     Bpf(bpf::Arguments),
+    /// The demo on a v1 kernel with kernel memory accounting on and off, side by side.
+    Experiment(experiment::Arguments),
     /// Run the kernel tests on every kernel of the matrix, and compare each kernel's plan.
     Matrix(vm::matrix::Arguments),
     /// Build the tests' kernel module, which has the charge functions of old kernels.
@@ -42,6 +45,7 @@ enum Chore {
 fn main() -> ExitCode {
     let result = match Arguments::parse().chore {
         Chore::Bpf(arguments) => bpf::main(&arguments),
+        Chore::Experiment(arguments) => experiment::main(&arguments),
         Chore::Matrix(arguments) => vm::matrix::main(&arguments),
         Chore::Module(arguments) => vm::module::main(&arguments),
         Chore::Setup => setup::main(),

@@ -92,6 +92,13 @@ pub struct Common {
     /// Cgroups that the kernel-side totals have room for.
     #[arg(long, value_name = "N", default_value_t = 16384, allow_hyphen_values = true, value_parser = max_cgroups)]
     pub max_cgroups: u32,
+    /// Leave slab objects alone: the ledger only, at less cost.
+    #[arg(long)]
+    pub no_slab: bool,
+    /// Slab objects without a payer that can be remembered at a time, at about 100 bytes of kernel
+    /// memory each. Without it 262144; demo takes what its load needs.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=67_108_864))]
+    pub max_objects: Option<u32>,
     /// Write the streamed records to a file.
     #[arg(long, value_name = "FILE")]
     pub record: Option<PathBuf>,

@@ -14,7 +14,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::{
     cli::{DemoArgs, Format},
     made::Made,
-    trace::{Outcome, Trace},
+    trace::{MAX_OBJECTS, Outcome, Trace},
 };
 use crate::{
     kernel::{
@@ -33,6 +33,10 @@ const QUIET_LOOKS: u32 = 5;
 const SETTLE: Duration = Duration::from_secs(20);
 /// Longest wait for the load to stand, beyond what it takes per connection.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Slab objects that nobody pays for, of one connection with both its ends: the server's socket,
+/// what security modules keep of two files and two inodes, and what is on its way.
+const OWNERLESS_PER_CONNECTION: u64 = 8;
 
 /// The node's and the cgroup's figures at one moment, in bytes.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
@@ -62,7 +66,7 @@ struct DemoLine {
 ///
 /// # Errors
 /// Where limits do not allow the load (with the arithmetic), or it breaks under way.
-pub async fn main(args: DemoArgs) -> Result<Outcome> {
+pub async fn main(mut args: DemoArgs) -> Result<Outcome> {
     let mount = MemoryMount::find()?;
     let cgroup = Made::new(&mount, &args.cgroup)?;
     let target = cgroupfs::find(&mount, &args.cgroup)?;
@@ -77,6 +81,12 @@ pub async fn main(args: DemoArgs) -> Result<Outcome> {
     };
     // Refuse before anything is attached.
     plan.check()?;
+    if args.common.max_objects.is_none() {
+        let wanted = (plan.connections * u64::from(plan.groups))
+            .saturating_mul(OWNERLESS_PER_CONNECTION)
+            .clamp(u64::from(MAX_OBJECTS), u64::from(1u32 << 24));
+        args.common.max_objects = u32::try_from(wanted).ok();
+    }
     let before = figures(&mount, &target)?;
     let outcome = if args.no_trace {
         untraced(&args, &plan, &mount, &target, before).await?

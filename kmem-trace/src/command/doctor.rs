@@ -98,9 +98,11 @@ fn tried(
         attach: args.attach,
         btf: args.btf.clone(),
         roles: ROLES.iter().map(|role| role.name.to_owned()).collect(),
+        slab: true,
         sizes: Sizes {
             ring_bytes: 4096,
             cgroups: 1,
+            objects: 1,
         },
         depth: 0,
         log_level: 0,

@@ -34,6 +34,6 @@ impl Names for SessionNames<'_> {
     }
 
     fn call_site(&self, address: u64) -> String {
-        format!("{address:#x}")
+        self.0.call_site(address)
     }
 }

@@ -33,6 +33,8 @@ use crate::{
     reconcile::{
         limit,
         report::{Report, Summary},
+        slab::{self as reconcile_slab, SlabReport},
+        verdict,
     },
     stream::{
         decode::{Batch, Record},
@@ -42,12 +44,15 @@ use crate::{
     view::{
         event::{self, Event},
         json::{self, Line, PlanLine},
-        table as screen,
+        slab as view_slab, table as screen,
     },
 };
 
 /// How often the ring is looked at when the programs do not say that it fills.
 const LOOK: Duration = Duration::from_millis(20);
+
+/// Slab objects without a payer that are remembered, where nobody says how many.
+pub const MAX_OBJECTS: u32 = 262_144;
 
 /// How a trace ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,6 +107,7 @@ pub struct Trace<'a> {
     first_event_ns: Option<u64>,
     worst: Outcome,
     last: Vec<Report>,
+    last_slab: Option<SlabReport>,
     /// No reports until the end.
     quiet: bool,
     /// The reader of our output is gone: finish without a word.
@@ -134,9 +140,11 @@ impl<'a> Trace<'a> {
             attach: common.attach,
             btf: common.btf.clone(),
             roles: events.clone().unwrap_or_default(),
+            slab: !common.no_slab,
             sizes: Sizes {
                 ring_bytes: (common.ring * 1024).next_power_of_two().max(4096),
                 cgroups: common.max_cgroups,
+                objects: common.max_objects.unwrap_or(MAX_OBJECTS),
             },
             depth: common.depth,
             log_level: if common.verbose >= 2 { 4 } else { 0 },
@@ -160,6 +168,7 @@ impl<'a> Trace<'a> {
             first_event_ns: None,
             worst: Outcome::Explained,
             last: Vec::new(),
+            last_slab: None,
             quiet: false,
             closed: false,
         };
@@ -278,9 +287,33 @@ impl<'a> Trace<'a> {
                 }
             }
         }
+        self.print_slab()?;
         if !reports.is_empty() {
             self.last = reports;
         }
+        Ok(())
+    }
+
+    fn print_slab(&mut self) -> Result<()> {
+        if self.events.is_some() || self.quiet {
+            return Ok(());
+        }
+        let Some(slab) = self.session.slab_report() else {
+            return Ok(());
+        };
+        match self.common.format {
+            Format::Json => {
+                for line in slab.lines.iter().chain(&slab.large) {
+                    self.line(&Line::Slab(line))?;
+                }
+                self.line(&Line::Node(&slab.node))?;
+            }
+            Format::Table => {
+                let result = view_slab::report(&mut self.out, &slab);
+                self.written(result)?;
+            }
+        }
+        self.last_slab = Some(slab);
         Ok(())
     }
 
@@ -368,7 +401,11 @@ impl<'a> Trace<'a> {
         };
         // The summary has the latest.
         report.own = None;
-        let verdict = verdict(&self.last, self.worst, stream.as_ref());
+        let ever_beyond = self.worst == Outcome::Beyond;
+        let mut verdict = verdict::sentences(&self.last, ever_beyond, stream.as_ref());
+        if let Some(slab) = &self.last_slab {
+            verdict.extend(reconcile_slab::verdict(slab));
+        }
         let summary = Summary {
             report,
             verdict,
@@ -399,46 +436,6 @@ impl<'a> Trace<'a> {
             other => other.context("cannot write the output"),
         }
     }
-}
-
-/// The sentences at the end.
-fn verdict(
-    reports: &[Report],
-    worst: Outcome,
-    stream: Option<&crate::reconcile::report::StreamCheck>,
-) -> Vec<String> {
-    let mut sentences = Vec::new();
-    for report in reports {
-        let residual = report.residual_bytes;
-        let name = &report.cgroup;
-        sentences.push(if residual == 0 {
-            format!("{name}: the ledger equals the kernel's figure to the byte.")
-        } else if report.holds() {
-            format!(
-                "{name}: {} unexplained, within the bound.",
-                crate::view::size::signed(residual)
-            )
-        } else {
-            format!(
-                "{name}: {} unexplained, more than the bound allows.",
-                crate::view::size::signed(residual)
-            )
-        });
-    }
-    if worst == Outcome::Beyond && reports.iter().all(Report::holds) {
-        sentences.push("At an earlier report the residual exceeded its bound.".to_owned());
-    }
-    if let Some(check) = stream {
-        let lost = reports.first().map_or(0, |report| report.lost.ring);
-        sentences.push(if check.agrees {
-            format!("{} streamed records add up to the kernel-side totals.", check.records)
-        } else if lost > 0 {
-            format!("{} streamed records differ from the totals in {} places: {lost} records were lost.", check.records, check.differences)
-        } else {
-            format!("{} streamed records differ from the totals in {} places though none was lost.", check.records, check.differences)
-        });
-    }
-    sentences
 }
 
 /// The roles that `--events` names; without a name all that are not expensive.

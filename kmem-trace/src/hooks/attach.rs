@@ -8,12 +8,13 @@ use std::{
 use anyhow::{Context as _, Result, anyhow, bail};
 use aya::{
     Btf, Ebpf, EbpfLoader,
-    maps::{MapData, RingBuf, Stack},
+    maps::{HashMap as KernelHashMap, MapData, RingBuf, Stack},
     programs::{BtfTracePoint, FEntry, FExit, KProbe, Program, RawTracePoint, TracePoint},
     util::nr_cpus,
 };
 use kmem_trace_ebpf::{
     config::Config,
+    sums::{Cache, SLAB_KEYS, SlabKey, SlabSums},
     totals::{CALLS_BEGUN, CALLS_COUNTED, Place as TotalsPlace, TALLIES, Totals},
 };
 
@@ -39,6 +40,8 @@ pub struct Sizes {
     pub ring_bytes: u32,
     /// Cgroups that the totals hold.
     pub cgroups: u32,
+    /// Slab objects without a payer that are remembered.
+    pub objects: u32,
 }
 
 /// Programs in place, and the maps they fill.
@@ -49,6 +52,10 @@ pub struct Attached {
     /// A copy for each CPU, place by place.
     totals: Mapped<Totals>,
     tally: Mapped<u64>,
+    slab_keys: Mapped<SlabKey>,
+    /// A copy for each CPU, place by place.
+    slab_sums: Mapped<SlabSums>,
+    pub caches: KernelHashMap<MapData, u64, Cache>,
     /// The ring and its spare; taken by the stream.
     pub rings: Option<(RingBuf<MapData>, RingBuf<MapData>)>,
     /// What was attached: role and program.
@@ -102,6 +109,7 @@ pub fn attach(
     let mut config = *config;
     config.places = sizes.cgroups;
     config.copies_mask = copies as u32 - 1;
+    config.slab_places = if plan.slab { SLAB_KEYS } else { 1 };
     let places = sizes.cgroups as usize;
     let copied = |elements: u32| {
         elements
@@ -118,21 +126,21 @@ pub fn attach(
         .map_max_entries("FREE", sizes.cgroups)
         .map_max_entries("CGROUPS", sizes.cgroups)
         .map_max_entries("TOTALS", copied(sizes.cgroups)?)
-        .map_max_entries("TALLY", copied(TALLIES)?);
+        .map_max_entries("TALLY", copied(TALLIES)?)
+        .map_max_entries("SLAB_PLACES", config.slab_places)
+        .map_max_entries("SLAB_FREE", config.slab_places)
+        .map_max_entries("SLAB_KEYS", config.slab_places)
+        .map_max_entries("SLAB_SUMS", copied(config.slab_places)?)
+        .map_max_entries("OWNERLESS", if plan.slab { sizes.objects } else { 1 });
     let mut ebpf = loader
         .load(OBJECT)
         .map_err(|error| anyhow!("the kernel did not take the BPF maps: {}", cause(&error)))?;
     // While all of them are open: some are needed by the programs alone.
     let map_bytes = own::bpf_map_bytes();
     verify::offsets_hold(&mut ebpf, &config).map_err(|why| anyhow!(why))?;
-    let mut free = Stack::<_, u32>::try_from(
-        ebpf.take_map("FREE")
-            .context("the object has no map FREE")?,
-    )
-    .context("map FREE")?;
-    for place in (0..sizes.cgroups).rev() {
-        free.push(place, 0).context("map FREE")?;
-    }
+    // Programs name maps by descriptors until they are loaded: these stay open for that long.
+    let _free = fill(&mut ebpf, "FREE", sizes.cgroups)?;
+    let _slab_free = fill(&mut ebpf, "SLAB_FREE", config.slab_places)?;
     let mut programs = Vec::new();
     let mut placed: Vec<Hook> = Vec::new();
     for resolved in plan.wanted(requested) {
@@ -168,6 +176,10 @@ pub fn attach(
     let cgroups = Mapped::new(take("CGROUPS")?, places).context("map CGROUPS")?;
     let totals = Mapped::new(take("TOTALS")?, places * copies).context("map TOTALS")?;
     let tally = Mapped::new(take("TALLY")?, TALLIES as usize * copies).context("map TALLY")?;
+    let keys = config.slab_places as usize;
+    let slab_keys = Mapped::new(take("SLAB_KEYS")?, keys).context("map SLAB_KEYS")?;
+    let slab_sums = Mapped::new(take("SLAB_SUMS")?, keys * copies).context("map SLAB_SUMS")?;
+    let caches = KernelHashMap::try_from(take("CACHES")?).context("map CACHES")?;
     let ring = RingBuf::try_from(take("RING")?).context("map RING")?;
     let spare = RingBuf::try_from(take("SPARE")?).context("map SPARE")?;
     let by_kprobe: HashSet<u32> = programs
@@ -188,6 +200,9 @@ pub fn attach(
         cgroups,
         totals,
         tally,
+        slab_keys,
+        slab_sums,
+        caches,
         rings: Some((ring, spare)),
         programs,
         kprobes,
@@ -229,6 +244,27 @@ impl Attached {
             sum.largest = sum.largest.max(one.largest);
         }
         sum
+    }
+
+    /// The slab sums that hold anything, summed over the CPUs.
+    pub fn slab(&self) -> impl Iterator<Item = (SlabKey, SlabSums)> {
+        let places = self.slab_keys.elements();
+        (0..places).filter_map(move |place| {
+            let key = self.slab_keys.get(place);
+            if key.taken == 0 {
+                return None;
+            }
+            let mut sum = SlabSums::default();
+            for index in (place..self.slab_sums.elements()).step_by(places) {
+                let one = self.slab_sums.get(index);
+                sum.allocated += one.allocated;
+                sum.allocated_bytes += one.allocated_bytes;
+                sum.freed += one.freed;
+                sum.freed_bytes += one.freed_bytes;
+            }
+            // Nothing counted yet: its key may still be on its way.
+            (sum != SlabSums::default()).then_some((SlabKey { taken: 0, ..key }, sum))
+        })
     }
 
     /// One tally, summed over the CPUs.
@@ -275,6 +311,24 @@ impl Attached {
         self.last_skipped.max(now)
     }
 
+    /// The same of the programs that follow slab objects.
+    pub fn slab_skipped(&self) -> u64 {
+        self.skipped_of(|role| role.starts_with("slab."))
+    }
+
+    fn skipped_of(&self, wanted: impl Fn(&str) -> bool) -> u64 {
+        let ours = |name: &str| {
+            self.programs
+                .iter()
+                .any(|(role, program)| *program == name && wanted(role))
+        };
+        self.stats()
+            .iter()
+            .filter(|(name, _)| ours(name))
+            .map(|(_, it)| it.skipped)
+            .sum()
+    }
+
     /// Time in the programs (ns) and their runs; `None` while the kernel does not measure.
     pub fn run_time(&self) -> Option<(u64, u64)> {
         let (ns, runs) = self.stats().iter().fold((0, 0), |(ns, runs), (_, stats)| {
@@ -301,6 +355,18 @@ impl Attached {
             };
         }
     }
+}
+
+/// Puts the numbers of all places into a map of free ones.
+fn fill(ebpf: &mut Ebpf, name: &'static str, places: u32) -> Result<Stack<MapData, u32>> {
+    let map = ebpf
+        .take_map(name)
+        .with_context(|| format!("the object has no map {name}"))?;
+    let mut free = Stack::<_, u32>::try_from(map).context(name)?;
+    for place in (0..places).rev() {
+        free.push(place, 0).context(name)?;
+    }
+    Ok(free)
 }
 
 fn place(ebpf: &mut Ebpf, hook: &Hook, sites: &AllSites, btf: Option<&Btf>) -> Result<()> {

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use kmem_trace_ebpf::config::{ABSENT, Config, ITEMS, SlabFields};
 
 use crate::{
-    hooks::{limits, table::Need},
+    hooks::{limits, slab_layout, table::Need},
     kernel::{
         btf::{BtfError, KernelBtf},
         cgroupfs::Hierarchy,
@@ -59,9 +59,15 @@ pub fn resolve(sources: &Sources<'_>) -> Layout {
             slab_cache(btf, &mut config);
             task_memcg(btf, &mut config);
             limits::layout(btf, &mut config);
+            note(
+                &mut unmet,
+                Need::SlabPlace,
+                slab_layout::resolve(btf, sources, &mut config),
+            );
         }
         Err(why) => {
             for need in [
+                Need::SlabPlace,
                 Need::MemcgId,
                 Need::CounterOwner,
                 Need::OpenFile,

@@ -6,6 +6,7 @@
 //! - [`allowed`]: what this kernel lets us do, found by trying.
 //! - [`inspect`]: everything a plan depends on, read once.
 //! - [`layout`]: struct offsets, argument positions and item numbers, from type information.
+//! - [`slab_layout`]: the same for the way from a slab object to its payer.
 //! - [`plan`]: the candidate chosen for each role, and why.
 //! - [`memcg_stat`]: a memory cgroup's own counters, read on request.
 //! - [`site`]: where in a function a kprobe stands that no interrupt can hide events from.
@@ -25,6 +26,7 @@ pub mod memcg_stat;
 mod old_kernels;
 pub mod plan;
 pub mod site;
+pub mod slab_layout;
 pub mod stats;
 pub mod table;
 pub mod verify;

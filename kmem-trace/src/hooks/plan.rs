@@ -10,6 +10,7 @@ use super::{
     layout::{self, Layout, Sources},
     limits,
     site::{AllSites, RETURN_THUNKS},
+    slab_layout,
     table::{Candidate, Hook, Mechanism, Need, Place, ROLES, Role, Status},
 };
 
@@ -82,6 +83,10 @@ impl Resolved {
 pub struct Plan {
     pub roles: Vec<Resolved>,
     pub config: Config,
+    /// Whether payers can be read off slab objects, or why not.
+    pub attribution: Result<(), String>,
+    /// Slab is attributed in this run.
+    pub slab: bool,
     /// The ledger follows page counters, exactly; otherwise `memory.stat` items, within a bound.
     pub exact: bool,
 }
@@ -124,6 +129,7 @@ impl Plan {
     fn is_default(&self, resolved: &Resolved) -> bool {
         match resolved.role.name {
             "memcg.state" => !self.exact,
+            name if name.starts_with("slab.") => self.slab && resolved.choice.is_some(),
             "charge.user" => !self.would_hide_charges(resolved),
             _ => !resolved.role.on_request,
         }
@@ -184,9 +190,16 @@ pub fn resolve(facts: &Facts<'_>) -> Plan {
             .iter()
             .any(|resolved| resolved.role.name == *name && resolved.choice.is_some())
     });
+    let attribution = match (&facts.allowed.reads, unmet.get(&Need::SlabPlace)) {
+        (Err(why), _) => Err(why.clone()),
+        (_, Some(why)) => Err(why.clone()),
+        _ => slab_layout::served(&roles),
+    };
     Plan {
         roles,
         config,
+        attribution,
+        slab: false,
         exact,
     }
 }
@@ -317,6 +330,14 @@ fn fits(
             && let Some(why) = unmet.get(&need)
         {
             return Err(Passed::OtherHierarchy(why.clone()));
+        }
+    }
+    // What is not there is not there by any mechanism, and that tells more than a refusal.
+    for hook in candidate.hooks {
+        if let Err(absent @ Passed::Absent(_)) = present(hook.symbol, hook.place, facts)
+            && matches!(candidate.mechanism, Mechanism::Kprobe | Mechanism::Fentry)
+        {
+            return Err(absent);
         }
     }
     let verdict = facts.allowed.mechanism(candidate.mechanism);
@@ -452,7 +473,9 @@ fn symbols_of(candidate: &Candidate) -> String {
 
 /// Every kernel symbol the table names, and those the layout needs: what to look for in kallsyms.
 pub fn symbols_wanted() -> Vec<String> {
-    let mut wanted = vec!["memory_cgrp_subsys".to_owned()];
+    let mut wanted: Vec<String> = ["memory_cgrp_subsys", "vmemmap_base", "page_offset_base"]
+        .map(str::to_owned)
+        .to_vec();
     wanted.extend(RETURN_THUNKS.iter().map(|name| (*name).to_owned()));
     for hook in ROLES
         .iter()

@@ -74,6 +74,8 @@ pub enum Need {
     GuardedPrograms,
     /// Items of `memory.stat` and their numbers.
     StatItems,
+    /// From an object's address to its slab page, cache and payer.
+    SlabPlace,
     /// The traced cgroups are of cgroup v1.
     V1,
     /// The traced cgroups are of cgroup v2.
@@ -154,24 +156,24 @@ macro_rules! user_charge {
     };
 }
 
-/// One slab event under its three mechanisms, the cheapest first.
+/// Slab events under each mechanism, the cheapest first.
 macro_rules! slab_candidates {
-    ($($raw:literal $classic:literal $tracepoint:literal),*) => {
+    ($([$($raw:literal $classic:literal $tracepoint:literal),*])*) => {
         &[
-            Candidate {
+            $(Candidate {
                 mechanism: M::RawTracepoint,
                 hooks: hooks! { $($raw P::RawTracepoint, $tracepoint;)* },
                 needs: &[],
                 gives: Status::Exact,
                 remark: "",
-            },
-            Candidate {
+            },)*
+            $(Candidate {
                 mechanism: M::Tracepoint,
                 hooks: hooks! { $($classic P::Tracepoint("kmem"), $tracepoint;)* },
                 needs: &[],
                 gives: Status::Bounded,
                 remark: "cache names and payers need kernel reads, which are not allowed here",
-            },
+            },)*
         ]
     };
 }
@@ -512,8 +514,13 @@ pub static ROLES: &[Role] = &[
         name: "slab.alloc",
         purpose: "slab objects allocated",
         candidates: slab_candidates!(
-            "rt_cache_alloc" "tp_cache_alloc" "kmem_cache_alloc",
-            "rt_kmalloc" "tp_kmalloc" "kmalloc"
+            // Kernels that tell allocations on a node apart (before 6.1).
+            ["rt_cache_alloc" "tp_cache_alloc" "kmem_cache_alloc",
+             "rt_cache_alloc" "tp_cache_alloc" "kmem_cache_alloc_node",
+             "rt_kmalloc" "tp_kmalloc" "kmalloc",
+             "rt_kmalloc" "tp_kmalloc" "kmalloc_node"]
+            ["rt_cache_alloc" "tp_cache_alloc" "kmem_cache_alloc",
+             "rt_kmalloc" "tp_kmalloc" "kmalloc"]
         ),
         without: "slab allocations are not seen",
         on_request: true,
@@ -522,10 +529,68 @@ pub static ROLES: &[Role] = &[
         name: "slab.free",
         purpose: "slab objects freed",
         candidates: slab_candidates!(
-            "rt_cache_free" "tp_cache_free" "kmem_cache_free",
-            "rt_kfree" "tp_kfree" "kfree"
+            ["rt_cache_free" "tp_cache_free" "kmem_cache_free", "rt_kfree" "tp_kfree" "kfree"]
         ),
         without: "slab frees are not seen",
+        on_request: true,
+    },
+    Role {
+        name: "slab.charge",
+        purpose: "objects charged after they were made: sockets, when they are accepted",
+        candidates: &[Candidate {
+            mechanism: M::Fentry,
+            hooks: hooks! { "fx_cache_charge" P::Fexit, "kmem_cache_charge"; },
+            needs: &[Need::SlabPlace],
+            gives: Status::Exact,
+            remark: "",
+        }],
+        without: "an object that is charged later counts as charged to nobody until it is freed",
+        on_request: true,
+    },
+    Role {
+        name: "slab.socket",
+        purpose: "sockets born in softirq: whom the listening socket belongs to",
+        candidates: &[
+            Candidate {
+                mechanism: M::Fentry,
+                hooks: hooks! {
+                    "fe_sk_clone" P::Fentry, "sk_clone";
+                    "fx_sk_clone" P::Fexit, "sk_clone";
+                },
+                needs: &[Need::SlabPlace],
+                gives: Status::Exact,
+                remark: "",
+            },
+            Candidate {
+                mechanism: M::Fentry,
+                hooks: hooks! {
+                    "fe_sk_clone" P::Fentry, "sk_clone_lock";
+                    "fx_sk_clone" P::Fexit, "sk_clone_lock";
+                },
+                needs: &[Need::SlabPlace],
+                gives: Status::Exact,
+                remark: "",
+            },
+        ],
+        without: "a socket born in softirq is put down to the task that was interrupted",
+        on_request: true,
+    },
+    Role {
+        name: "slab.context",
+        purpose: "softirqs and hardirq handlers, where there is no task to charge",
+        candidates: &[Candidate {
+            mechanism: M::RawTracepoint,
+            hooks: hooks! {
+                "rt_softirq_entry" P::RawTracepoint, "softirq_entry";
+                "rt_softirq_exit" P::RawTracepoint, "softirq_exit";
+                "rt_hardirq_entry" P::RawTracepoint, "irq_handler_entry";
+                "rt_hardirq_exit" P::RawTracepoint, "irq_handler_exit";
+            },
+            needs: &[],
+            gives: Status::Exact,
+            remark: "",
+        }],
+        without: "objects born in interrupts are put down to the task that was interrupted",
         on_request: true,
     },
 ];

@@ -6,6 +6,7 @@
 //! facts mean for tracing. Nothing here asks for the kernel's version.
 
 pub mod btf;
+pub mod callsite;
 pub mod cgroupfs;
 pub mod file;
 pub mod proc;

@@ -2,4 +2,5 @@
 //! file, no clock and no terminal.
 
 pub mod book;
+pub mod slab;
 pub mod tree;

@@ -8,4 +8,6 @@ pub mod fields;
 pub mod kinds;
 pub mod limit;
 pub mod report;
+pub mod slab;
 pub mod usage;
+pub mod verdict;

@@ -7,7 +7,10 @@ use serde::Serialize;
 use crate::{
     diagnosis::page::Page,
     hooks::plan::Row,
-    reconcile::report::{Report, Summary},
+    reconcile::{
+        report::{Report, Summary},
+        slab::{NodeLine, SlabLine},
+    },
 };
 
 /// What is in force when a trace begins.
@@ -28,6 +31,8 @@ pub enum Line<'a> {
     Doctor(&'a Page),
     Event(&'a super::event::Event),
     Report(&'a Report),
+    Slab(&'a SlabLine),
+    Node(&'a NodeLine),
     Summary(&'a Summary),
     Explain(&'a super::explain::Explained),
 }

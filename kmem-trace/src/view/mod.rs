@@ -6,4 +6,5 @@ pub mod explain;
 pub mod json;
 pub mod name;
 pub mod size;
+pub mod slab;
 pub mod table;

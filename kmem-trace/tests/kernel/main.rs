@@ -13,3 +13,5 @@ mod life;
 mod lockdown;
 mod recording;
 mod refusals;
+#[path = "../slab/attribution.rs"]
+mod slab;

@@ -6,7 +6,7 @@
 mod apt;
 mod cpio;
 mod initramfs;
-mod kernel;
+pub mod kernel;
 pub mod matrix;
 pub mod module;
 mod outcome;
@@ -196,6 +196,17 @@ fn one_after_the_other(arguments: &Arguments) -> Result<ExitCode> {
         }
     }
     Ok(ExitCode::from(u8::try_from(exit).unwrap_or(u8::MAX)))
+}
+
+/// Runs the command on the first kernel: its exit code, and the folder with what it left in `/out`.
+pub fn run_command(arguments: &Arguments) -> Result<(i32, PathBuf)> {
+    let bench = Bench::prepare(arguments)?;
+    let line = arguments.kernels.first().context("no kernel named")?;
+    let Some(kernel) = bench.kernel(line)? else {
+        bail!("there is no {line} kernel on this machine's mirror");
+    };
+    let code = bench.command(line, &kernel)?;
+    Ok((code, bench.path("out", line, "")))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -423,7 +434,7 @@ fn token() -> String {
     format!("@@vm-{now:x}-{}", std::process::id())
 }
 
-fn build_binary() -> Result<PathBuf> {
+pub fn build_binary() -> Result<PathBuf> {
     workspace::build_executables(&["build", "--release", "--package", "kmem-trace"])?
         .into_iter()
         .find(|path| path.ends_with("kmem-trace"))

@@ -33,13 +33,20 @@ pub fn attach_best(inspection: &Inspection, request: &Request) -> Result<(Plan, 
     let mut struck = request.strike.clone();
     let mut struck_why = HashMap::new();
     loop {
-        let plan = inspection.plan(
+        let mut plan = inspection.plan(
             request.mount.hierarchy,
             request.attach,
             &struck,
             &struck_why,
         );
-        let config = constants(&plan, request)?;
+        plan.slab = request.slab && plan.attribution.is_ok();
+        let mut config = constants(&plan, request)?;
+        // Whoever charges late, a program sees it or the free tells.
+        let late_seen = plan
+            .role("slab.charge")
+            .is_some_and(|role| role.choice.is_some());
+        config.late_charges_unseen =
+            u32::from(!late_seen && inspection.symbols.has_function("kmem_cache_charge"));
         match attach(
             &plan,
             &config,
@@ -109,6 +116,7 @@ fn constants(plan: &Plan, request: &Request) -> Result<Config> {
         u32::from(request.roles.contains("slab.alloc") || request.roles.contains("slab.free"));
     config.stream_limits = 1;
     config.own_cgroup = verify::own_cgroup(&request.mount);
+    config.attribute_slab = u32::from(plan.slab);
     config.wake_bytes = request.sizes.ring_bytes / 4;
     Ok(config)
 }

@@ -4,12 +4,14 @@
 //! - [`attaching`]: the best plan that the kernel takes.
 //! - [`reading`]: totals and files read around each other, and the bases taken from them.
 //! - [`reporting`]: readings → reports.
+//! - [`slab`]: the slab sums, named and held against the kernel's figures.
 //! - [`losses`]: what is in no total, and what this kernel cannot say.
 
 pub mod attaching;
 mod losses;
 mod reading;
 mod reporting;
+mod slab;
 
 pub use reading::page_bytes;
 
@@ -33,6 +35,7 @@ use crate::{
         stats::{self, Measuring, ProgramStats},
     },
     kernel::{
+        callsite,
         cgroupfs::{self, CgroupDir, Hierarchy, MemoryMount},
         proc,
     },
@@ -57,6 +60,8 @@ pub struct Request {
     pub btf: Option<PathBuf>,
     /// Roles asked for by `--events`.
     pub roles: HashSet<String>,
+    /// Attribute slab, where this kernel lets us.
+    pub slab: bool,
     pub sizes: Sizes,
     /// Levels below each target that are reported on.
     pub depth: u32,
@@ -91,6 +96,8 @@ pub struct Session {
     limits_here: limit::Kernel,
     unnamed_at_start: HashSet<u64>,
     dirty: bool,
+    functions: callsite::Functions,
+    slab_start: slab::SlabStart,
 }
 impl Session {
     /// Plans, attaches and takes the base of each cgroup.
@@ -145,8 +152,11 @@ impl Session {
             limits_here,
             unnamed_at_start: HashSet::new(),
             dirty: false,
+            functions: callsite::Functions::default(),
+            slab_start: slab::SlabStart::default(),
             request,
         };
+        session.slab_begin();
         session.look_around();
         session.take_bases().await?;
         Ok(session)
@@ -204,6 +214,9 @@ impl Session {
             {
                 spots.push("charge.user: its kprobes would hide from the ledger what interrupts charge meanwhile; ask for them with --events charge.user, or use --attach fentry".to_owned());
             }
+        }
+        if let (true, Err(why)) = (self.request.slab, &self.plan.attribution) {
+            spots.push(format!("whose slab it is: {why}"));
         }
         if let Some(role) = self
             .plan

@@ -1,0 +1,328 @@
+//! Slab objects added up: charged to whom, asked for by whom, and why nobody paid.
+
+use std::collections::HashMap;
+
+use kmem_trace_ebpf::sums::{
+    CAUSE_BEFORE_TRACE, CAUSE_CHARGED, CAUSE_HARDIRQ, CAUSE_KERNEL_THREAD, CAUSE_NOKMEM,
+    CAUSE_NOT_ACCOUNTABLE, CAUSE_NOT_SLAB, CAUSE_ROOT, CAUSE_SOFTIRQ, OTHERS, SlabKey, SlabSums,
+};
+
+use super::tree::Tree;
+
+/// One reading of the kernel-side sums, added up over the CPUs.
+pub type SlabReading = HashMap<SlabKey, SlabSums>;
+
+/// What a reading says beyond an earlier one.
+pub fn since(reading: &SlabReading, base: &SlabReading) -> SlabReading {
+    reading
+        .iter()
+        .map(|(key, sums)| {
+            let mut sums = *sums;
+            if let Some(base) = base.get(key) {
+                sums.allocated = sums.allocated.wrapping_sub(base.allocated);
+                sums.allocated_bytes = sums.allocated_bytes.wrapping_sub(base.allocated_bytes);
+                sums.freed = sums.freed.wrapping_sub(base.freed);
+                sums.freed_bytes = sums.freed_bytes.wrapping_sub(base.freed_bytes);
+            }
+            (*key, sums)
+        })
+        .collect()
+}
+
+/// What became of a cgroup's slab since the trace began, for one cache, call site and cause.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SlabRow {
+    /// Address of the cache; 0: pages of large kmallocs.
+    pub cache: u64,
+    /// One of the `CAUSE_` constants.
+    pub cause: u8,
+    /// The instruction that asked for most of the bytes; 0 where that is not known.
+    pub call_site: u64,
+    pub allocated: u64,
+    pub allocated_bytes: u64,
+    pub freed: u64,
+    pub freed_bytes: u64,
+}
+
+impl SlabRow {
+    /// Objects that came and are still there; below zero where older ones went.
+    pub fn objects(&self) -> i64 {
+        self.allocated.wrapping_sub(self.freed).cast_signed()
+    }
+
+    /// The same in bytes.
+    pub fn bytes(&self) -> i64 {
+        self.allocated_bytes
+            .wrapping_sub(self.freed_bytes)
+            .cast_signed()
+    }
+
+    fn add(&mut self, sums: &SlabSums) {
+        self.allocated += sums.allocated;
+        self.allocated_bytes += sums.allocated_bytes;
+        self.freed += sums.freed;
+        self.freed_bytes += sums.freed_bytes;
+    }
+}
+
+/// Charged to one cgroup, asked for by another.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WrongPayer {
+    pub payer: u64,
+    pub asker: u64,
+    pub cache: u64,
+    pub call_site: u64,
+    /// Allocated since the trace began; frees do not say who had asked.
+    pub allocated_bytes: u64,
+}
+
+/// The slab of one subtree.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SlabBook {
+    /// Charged to a cgroup of the subtree, by cache.
+    pub charged: Vec<SlabRow>,
+    /// Asked for by the subtree and charged to nobody, by cache, call site and cause.
+    pub uncharged: Vec<SlabRow>,
+    /// Pages of large kmallocs that the subtree asked for, which are no slab.
+    pub large: Vec<SlabRow>,
+    pub wrong_payers: Vec<WrongPayer>,
+}
+
+/// Net bytes of everything that was seen, by whose it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NodeBytes {
+    /// Charged to the subtrees that are traced.
+    pub charged: i64,
+    /// Asked for by them and charged to nobody.
+    pub not_charged: i64,
+    /// All the rest: other cgroups, the root, interrupts over other tasks.
+    pub others: i64,
+}
+
+/// The subtree of `top` by one reading; rows with most bytes first.
+pub fn book(reading: &SlabReading, tree: &Tree, top: u64) -> SlabBook {
+    let within = |id: u64| id != 0 && id != OTHERS && tree.is_within(id, top);
+    let mut charged: HashMap<u64, SlabRow> = HashMap::new();
+    let mut busiest: HashMap<u64, u64> = HashMap::new();
+    let mut uncharged: HashMap<(u64, u64, u8), SlabRow> = HashMap::new();
+    let mut wrong: HashMap<(u64, u64, u64, u64), u64> = HashMap::new();
+    for (key, sums) in reading {
+        if within(key.payer) {
+            let row = charged.entry(key.cache).or_default();
+            row.cache = key.cache;
+            row.cause = CAUSE_CHARGED;
+            row.add(sums);
+            let most = busiest.entry(key.cache).or_default();
+            if sums.allocated_bytes > *most {
+                *most = sums.allocated_bytes;
+                row.call_site = key.call_site;
+            }
+        } else if key.payer == 0 && within(key.asker) {
+            let row = uncharged
+                .entry((key.cache, key.call_site, key.cause))
+                .or_default();
+            row.cache = key.cache;
+            row.call_site = key.call_site;
+            row.cause = key.cause;
+            row.add(sums);
+        }
+        let crossed = key.payer != key.asker && key.payer != 0 && key.asker != 0;
+        if crossed && (within(key.payer) != within(key.asker)) && sums.allocated_bytes > 0 {
+            *wrong
+                .entry((key.payer, key.asker, key.cache, key.call_site))
+                .or_default() += sums.allocated_bytes;
+        }
+    }
+    let sorted = |rows: Vec<SlabRow>| {
+        let mut rows = rows;
+        rows.retain(|row| row.allocated + row.freed > 0);
+        rows.sort_by_key(|row| (std::cmp::Reverse(row.bytes()), row.cache, row.call_site));
+        rows
+    };
+    let mut wrong_payers: Vec<WrongPayer> = wrong
+        .into_iter()
+        .map(
+            |((payer, asker, cache, call_site), allocated_bytes)| WrongPayer {
+                payer,
+                asker,
+                cache,
+                call_site,
+                allocated_bytes,
+            },
+        )
+        .collect();
+    wrong_payers.sort_by_key(|it| {
+        (
+            std::cmp::Reverse(it.allocated_bytes),
+            it.cache,
+            it.call_site,
+        )
+    });
+    let (large, uncharged) = uncharged
+        .into_values()
+        .partition(|row| row.cause == CAUSE_NOT_SLAB);
+    SlabBook {
+        charged: sorted(charged.into_values().collect()),
+        uncharged: sorted(uncharged),
+        large: sorted(large),
+        wrong_payers,
+    }
+}
+
+/// Everything that was seen on the node; large kmallocs are pages and not in it.
+pub fn node(reading: &SlabReading) -> NodeBytes {
+    let mut node = NodeBytes::default();
+    for (key, sums) in reading {
+        if key.cache == 0 {
+            continue;
+        }
+        let bytes = sums
+            .allocated_bytes
+            .wrapping_sub(sums.freed_bytes)
+            .cast_signed();
+        let ours = |id: u64| id != 0 && id != OTHERS;
+        if ours(key.payer) {
+            node.charged += bytes;
+        } else if key.payer == 0 && ours(key.asker) {
+            node.not_charged += bytes;
+        } else {
+            node.others += bytes;
+        }
+    }
+    node
+}
+
+/// Net objects of each cache, over all payers: what `/proc/slabinfo` is compared with.
+pub fn by_cache(reading: &SlabReading) -> HashMap<u64, i64> {
+    let mut caches: HashMap<u64, i64> = HashMap::new();
+    for (key, sums) in reading {
+        *caches.entry(key.cache).or_default() +=
+            sums.allocated.wrapping_sub(sums.freed).cast_signed();
+    }
+    caches
+}
+
+/// A cause as JSON and the screen name it.
+pub fn cause_name(cause: u8) -> &'static str {
+    match cause {
+        CAUSE_CHARGED => "charged",
+        CAUSE_NOT_ACCOUNTABLE => "not-accountable",
+        CAUSE_SOFTIRQ => "softirq",
+        CAUSE_HARDIRQ => "hardirq",
+        CAUSE_KERNEL_THREAD => "kernel-thread",
+        CAUSE_ROOT => "root",
+        CAUSE_NOKMEM => "nokmem",
+        CAUSE_BEFORE_TRACE => "before-trace",
+        CAUSE_NOT_SLAB => "not-slab",
+        _ => "unknown",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    fn key(payer: u64, asker: u64, cache: u64, call_site: u64, cause: u8) -> SlabKey {
+        SlabKey {
+            payer,
+            asker,
+            cache,
+            call_site,
+            cause,
+            taken: 0,
+            reserved: [0; 6],
+        }
+    }
+
+    fn sums(allocated: u64, freed: u64, size: u64) -> SlabSums {
+        SlabSums {
+            allocated,
+            allocated_bytes: allocated * size,
+            freed,
+            freed_bytes: freed * size,
+        }
+    }
+
+    fn tree() -> Tree {
+        let mut tree = Tree::default();
+        tree.see(1, Path::new("/a"));
+        tree.see(2, Path::new("/a/b"));
+        tree
+    }
+
+    #[test]
+    fn frees_of_charged_objects_count_against_their_payer_whoever_asked() {
+        let reading = SlabReading::from([
+            (key(2, 2, 100, 7, CAUSE_CHARGED), sums(10, 0, 64)),
+            (key(2, 0, 100, 0, CAUSE_CHARGED), sums(0, 4, 64)),
+        ]);
+        let book = book(&reading, &tree(), 1);
+        assert_eq!(book.charged.len(), 1);
+        assert_eq!(
+            (book.charged[0].objects(), book.charged[0].bytes()),
+            (6, 384)
+        );
+        assert_eq!(book.charged[0].call_site, 7);
+        assert_eq!(book.wrong_payers, []);
+    }
+
+    #[test]
+    fn what_nobody_pays_for_is_kept_by_cause() {
+        let reading = SlabReading::from([
+            (key(0, 2, 100, 7, CAUSE_SOFTIRQ), sums(5, 1, 2048)),
+            (key(0, 2, 100, 8, CAUSE_NOT_ACCOUNTABLE), sums(1, 0, 2048)),
+            (key(0, OTHERS, 100, 0, CAUSE_SOFTIRQ), sums(9, 0, 2048)),
+        ]);
+        let book = book(&reading, &tree(), 1);
+        let rows: Vec<_> = book
+            .uncharged
+            .iter()
+            .map(|row| (row.cause, row.objects()))
+            .collect();
+        assert_eq!(rows, [(CAUSE_SOFTIRQ, 4), (CAUSE_NOT_ACCOUNTABLE, 1)]);
+        let node = node(&reading);
+        assert_eq!(
+            (node.charged, node.not_charged, node.others),
+            (0, 5 * 2048, 9 * 2048)
+        );
+    }
+
+    #[test]
+    fn what_came_before_the_first_reading_does_not_count() {
+        let site = key(2, 2, 100, 7, CAUSE_CHARGED);
+        let base = SlabReading::from([(site, sums(3, 1, 64))]);
+        let reading = SlabReading::from([(site, sums(10, 1, 64))]);
+        let rows = book(&since(&reading, &base), &tree(), 1).charged;
+        assert_eq!((rows[0].allocated, rows[0].freed), (7, 0));
+    }
+
+    #[test]
+    fn pages_of_large_kmallocs_are_no_slab() {
+        let reading = SlabReading::from([
+            (key(0, 2, 0, 7, CAUSE_NOT_SLAB), sums(2, 0, 16384)),
+            (key(0, 2, 100, 7, CAUSE_SOFTIRQ), sums(1, 0, 64)),
+        ]);
+        let book = book(&reading, &tree(), 1);
+        assert_eq!((book.large.len(), book.large[0].bytes()), (1, 32768));
+        assert_eq!(book.uncharged.len(), 1);
+        assert_eq!(node(&reading).not_charged, 64);
+    }
+
+    #[test]
+    fn a_charge_across_the_border_of_the_subtree_is_a_finding() {
+        let reading = SlabReading::from([
+            (key(2, OTHERS, 100, 7, CAUSE_CHARGED), sums(3, 0, 64)),
+            (key(OTHERS, 2, 100, 8, CAUSE_CHARGED), sums(2, 0, 64)),
+            (key(1, 2, 100, 9, CAUSE_CHARGED), sums(2, 0, 64)),
+        ]);
+        let book = book(&reading, &tree(), 1);
+        let found: Vec<_> = book
+            .wrong_payers
+            .iter()
+            .map(|it| (it.payer, it.asker, it.allocated_bytes))
+            .collect();
+        assert_eq!(found, [(2, OTHERS, 192), (OTHERS, 2, 128)]);
+    }
+}

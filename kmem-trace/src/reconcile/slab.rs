@@ -1,0 +1,444 @@
+//! Slab by events against the kernel's own figures, and what to say of it. Pure.
+//!
+//! What a cache's slabs hold beyond its objects is taken from `/proc/slabinfo`, which counts objects
+//! on per-CPU lists as in use; so the node's sum is right but for those, and for what came or went
+//! without an event.
+
+use std::collections::HashMap;
+
+use serde::Serialize;
+
+use crate::{
+    kernel::proc::slabinfo::SlabCache,
+    ledger::slab::NodeBytes,
+    view::size::{count, human},
+};
+
+/// A cache that moved by less is not held against `/proc/slabinfo`: what lies on per-CPU lists
+/// would drown it.
+pub const WORTH_COMPARING_BYTES: u64 = 1 << 20;
+/// Reasons that a verdict names.
+const REASONS: usize = 3;
+
+/// Slab of one cache, cause and call site.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct SlabLine {
+    pub cgroup: String,
+    pub cache: String,
+    /// `charged`, or why not.
+    pub cause: &'static str,
+    /// The function that asked; of charged rows, the one that asked for most.
+    pub call_site: Option<String>,
+    /// Came less went, since the trace began.
+    pub objects: i64,
+    /// At `kmem_cache.size` each.
+    pub bytes: i64,
+    pub allocated_bytes: u64,
+    pub freed_bytes: u64,
+    /// Our change in live objects of this cache, over all cgroups, by the kernel's; for caches
+    /// that moved by more than 1 MiB.
+    pub coverage: Option<f64>,
+}
+
+/// Charged to one cgroup, asked for by a task of another.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct WrongPayerLine {
+    pub payer: String,
+    pub asker: String,
+    pub cache: String,
+    pub call_site: String,
+    pub allocated_bytes: u64,
+}
+
+/// A cache of which `/proc/slabinfo` knows more than the events told.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct UnseenLine {
+    pub cache: String,
+    /// Below zero: objects whose end no event told.
+    pub objects: i64,
+    pub bytes: i64,
+}
+
+/// The node's slab since the trace began.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct NodeLine {
+    /// Change of `Slab` in `/proc/meminfo`.
+    pub slab_delta_bytes: i64,
+    /// Charged to the traced subtrees.
+    pub charged_bytes: i64,
+    /// Asked for by them, charged to nobody.
+    pub not_charged_bytes: i64,
+    /// Other cgroups, the root, interrupts over other tasks.
+    pub other_cgroups_bytes: i64,
+    /// Change of slab pages that hold no object.
+    pub overhead_bytes: i64,
+    /// Of caches in `unseen`: what slabinfo says came, less what events told.
+    pub unseen_bytes: i64,
+    /// What is left.
+    pub residual_bytes: i64,
+    pub unseen: Vec<UnseenLine>,
+}
+
+/// Where the slab went.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SlabReport {
+    /// Most bytes first, charged before not charged.
+    pub lines: Vec<SlabLine>,
+    /// Pages of large kmallocs by call site: kernel memory, but no slab.
+    pub large: Vec<SlabLine>,
+    pub wrong_payers: Vec<WrongPayerLine>,
+    pub node: NodeLine,
+    /// Events that found the map of sums full.
+    pub lost_keys: u64,
+    /// Objects without a payer that could not be remembered.
+    pub lost_objects: u64,
+    /// Objects whose slab page could not be found, or named another cache than the event.
+    pub misread: u64,
+    /// Runs of the slab programs that the kernel skipped, as far as it counts them.
+    pub skipped: u64,
+}
+
+/// The kernel's slab figures at one moment.
+#[derive(Clone, Debug, Default)]
+pub struct SlabFigures {
+    /// `Slab` of `/proc/meminfo`.
+    pub slab_bytes: u64,
+    pub caches: Vec<SlabCache>,
+    pub page_bytes: u64,
+}
+
+impl SlabFigures {
+    /// Pages of slabs less the objects in them.
+    fn overhead_bytes(&self) -> i64 {
+        self.caches
+            .iter()
+            .map(|cache| {
+                let pages = cache.pages() * self.page_bytes;
+                pages.cast_signed() - (cache.active_objects * cache.object_bytes).cast_signed()
+            })
+            .sum()
+    }
+
+    /// Objects in use and bytes of each by cache name; caches of one name are one.
+    fn active(&self) -> HashMap<&str, (i64, u64)> {
+        let mut active: HashMap<&str, (i64, u64)> = HashMap::new();
+        for cache in &self.caches {
+            let entry = active.entry(&cache.name).or_default();
+            entry.0 += cache.active_objects.cast_signed();
+            entry.1 = cache.object_bytes;
+        }
+        active
+    }
+}
+
+/// Events and slabinfo side by side.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Coverage {
+    /// Change by events ÷ change by slabinfo, of caches that moved by more than 1 MiB.
+    pub by_cache: HashMap<String, f64>,
+    /// Caches where the two differ by more than 1 MiB, the largest first.
+    pub unseen: Vec<UnseenLine>,
+}
+
+/// Compares the change in live objects by events, by cache name, with the kernel's.
+pub fn coverage(
+    by_events: &HashMap<String, i64>,
+    before: &SlabFigures,
+    now: &SlabFigures,
+) -> Coverage {
+    let before = before.active();
+    let mut found = Coverage::default();
+    for (name, (active, object_bytes)) in now.active() {
+        let moved = active - before.get(name).map_or(0, |(active, _)| *active);
+        let seen = by_events.get(name).copied().unwrap_or(0);
+        if moved.unsigned_abs() * object_bytes >= WORTH_COMPARING_BYTES {
+            found
+                .by_cache
+                .insert(name.to_owned(), seen as f64 / moved as f64);
+        }
+        let objects = moved - seen;
+        if objects.unsigned_abs() * object_bytes >= WORTH_COMPARING_BYTES {
+            found.unseen.push(UnseenLine {
+                cache: name.to_owned(),
+                objects,
+                bytes: objects * object_bytes.cast_signed(),
+            });
+        }
+    }
+    found
+        .unseen
+        .sort_by_key(|line| (std::cmp::Reverse(line.bytes.abs()), line.cache.clone()));
+    found
+}
+
+/// Adds the node up: change of slab = charged + not charged + others + page overhead + unseen +
+/// residual.
+pub fn node(
+    sums: NodeBytes,
+    before: &SlabFigures,
+    now: &SlabFigures,
+    unseen: Vec<UnseenLine>,
+) -> NodeLine {
+    let slab_delta_bytes = now.slab_bytes.cast_signed() - before.slab_bytes.cast_signed();
+    let overhead_bytes = now.overhead_bytes() - before.overhead_bytes();
+    let unseen_bytes = unseen.iter().map(|line| line.bytes).sum();
+    let explained = sums.charged + sums.not_charged + sums.others + overhead_bytes + unseen_bytes;
+    NodeLine {
+        slab_delta_bytes,
+        charged_bytes: sums.charged,
+        not_charged_bytes: sums.not_charged,
+        other_cgroups_bytes: sums.others,
+        overhead_bytes,
+        unseen_bytes,
+        residual_bytes: slab_delta_bytes - explained,
+        unseen,
+    }
+}
+
+/// Why slab that was made for the traced cgroups is in nobody's usage: one cache and cause.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reason<'a> {
+    pub cache: &'a str,
+    pub cause: &'static str,
+    pub call_site: Option<&'a str>,
+    pub objects: i64,
+    pub bytes: i64,
+}
+
+/// The largest reasons, by cache and cause; the call site is that of most bytes.
+pub fn reasons(lines: &[SlabLine]) -> Vec<Reason<'_>> {
+    let mut found: Vec<Reason<'_>> = Vec::new();
+    let mut uncharged: Vec<&SlabLine> = lines
+        .iter()
+        .filter(|line| line.cause != "charged")
+        .collect();
+    uncharged.sort_by_key(|line| std::cmp::Reverse(line.bytes));
+    for line in uncharged {
+        match found
+            .iter_mut()
+            .find(|reason| reason.cache == line.cache && reason.cause == line.cause)
+        {
+            Some(reason) => {
+                reason.objects += line.objects;
+                reason.bytes += line.bytes;
+            }
+            None => found.push(Reason {
+                cache: &line.cache,
+                cause: line.cause,
+                call_site: line.call_site.as_deref(),
+                objects: line.objects,
+                bytes: line.bytes,
+            }),
+        }
+    }
+    found.retain(|reason| reason.bytes > 0);
+    found.sort_by_key(|reason| (std::cmp::Reverse(reason.bytes), reason.cache));
+    found
+}
+
+/// The sentences that a trace ends with: what of the slab is in no usage, and the largest reasons.
+pub fn verdict(report: &SlabReport) -> Vec<String> {
+    let node = &report.node;
+    let made = node.charged_bytes + node.not_charged_bytes;
+    let reasons = reasons(&report.lines);
+    if made <= 0 || reasons.is_empty() {
+        return Vec::new();
+    }
+    let missing = node.not_charged_bytes.max(0);
+    let mut sentences = vec![format!(
+        "Of {} of slab made here, {} ({:.0} %) are in no usage.",
+        human(made.unsigned_abs()),
+        human(missing.unsigned_abs()),
+        missing as f64 * 100.0 / made as f64
+    )];
+    for (place, reason) in reasons.iter().take(REASONS).enumerate() {
+        let site = reason
+            .call_site
+            .map_or(String::new(), |site| format!(" at {site}"));
+        sentences.push(format!(
+            "{}. {} ({:.0} % of that): {} × {}{site}, {}; {}.",
+            place + 1,
+            human(reason.bytes.unsigned_abs()),
+            reason.bytes as f64 * 100.0 / missing.max(1) as f64,
+            count(reason.objects.unsigned_abs()),
+            reason.cache,
+            because(reason.cause),
+            advice(reason.cause),
+        ));
+    }
+    sentences
+}
+
+/// A cause as a person says it.
+pub fn because(cause: &str) -> &'static str {
+    match cause {
+        "not-accountable" => "not accountable: neither __GFP_ACCOUNT nor SLAB_ACCOUNT",
+        "softirq" => "born in softirq: no task to charge",
+        "hardirq" => "born in a hardirq handler: no task to charge",
+        "kernel-thread" => "asked for by a kernel thread",
+        "root" => "asked for by the root cgroup",
+        "nokmem" => "booted with cgroup.memory=nokmem",
+        "before-trace" => "older than the trace",
+        "not-slab" => "pages, no slab",
+        _ => "cause unknown",
+    }
+}
+
+/// What one can do about it.
+fn advice(cause: &str) -> &'static str {
+    match cause {
+        "softirq" => {
+            "limit what makes them (connections, packets in flight): no setting of this cgroup charges them at birth"
+        }
+        "hardirq" => "limit what makes them: no setting of this cgroup charges them",
+        "not-accountable" => {
+            "the kernel never charges these, so count them into the node's own reserve"
+        }
+        "kernel-thread" => {
+            "move the work out of the kernel thread, or count it into the node's reserve"
+        }
+        "root" => "run what asks for them in a cgroup",
+        "nokmem" => "boot without cgroup.memory=nokmem",
+        _ => "see the call site",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cache(name: &str, active: u64, size: u64, slabs: u64) -> SlabCache {
+        SlabCache {
+            name: name.to_owned(),
+            active_objects: active,
+            objects: active,
+            object_bytes: size,
+            objects_per_slab: 1,
+            pages_per_slab: 1,
+            active_slabs: slabs,
+            slabs,
+        }
+    }
+
+    fn figures(slab_bytes: u64, caches: Vec<SlabCache>) -> SlabFigures {
+        SlabFigures {
+            slab_bytes,
+            caches,
+            page_bytes: 4096,
+        }
+    }
+
+    fn line(cache: &str, cause: &'static str, site: &str, objects: i64, bytes: i64) -> SlabLine {
+        SlabLine {
+            cgroup: "/a".to_owned(),
+            cache: cache.to_owned(),
+            cause,
+            call_site: Some(site.to_owned()),
+            objects,
+            bytes,
+            allocated_bytes: bytes.unsigned_abs(),
+            freed_bytes: 0,
+            coverage: None,
+        }
+    }
+
+    #[test]
+    fn objects_that_slabinfo_counts_and_no_event_told_of_are_named_by_cache() {
+        let before = figures(
+            0,
+            vec![cache("TCP", 10, 2048, 5), cache("dentry", 0, 200, 0)],
+        );
+        let now = figures(
+            0,
+            vec![
+                cache("TCP", 1010, 2048, 505),
+                cache("dentry", 10_000, 200, 500),
+            ],
+        );
+        let events = HashMap::from([("TCP".to_owned(), 990), ("dentry".to_owned(), 10)]);
+        let found = coverage(&events, &before, &now);
+        assert!((found.by_cache["TCP"] - 0.99).abs() < 1e-9);
+        assert_eq!(
+            found.unseen,
+            [UnseenLine {
+                cache: "dentry".to_owned(),
+                objects: 9990,
+                bytes: 9990 * 200
+            }]
+        );
+    }
+
+    #[test]
+    fn the_node_adds_up_with_its_page_overhead_and_what_is_left_is_the_residual() {
+        let before = figures(1 << 20, vec![cache("TCP", 0, 2048, 0)]);
+        // 1000 objects of 2048 bytes in 600 pages: 409 600 bytes of pages hold nothing.
+        let now = figures((1 << 20) + 600 * 4096, vec![cache("TCP", 1000, 2048, 600)]);
+        let sums = NodeBytes {
+            charged: 500 * 2048,
+            not_charged: 400 * 2048,
+            others: 99 * 2048,
+        };
+        let node = node(sums, &before, &now, Vec::new());
+        assert_eq!(node.overhead_bytes, 409_600);
+        // The one object that slabinfo counts and no event told of.
+        assert_eq!(node.residual_bytes, 2048);
+    }
+
+    #[test]
+    fn a_verdict_names_the_largest_reasons_first_with_bytes_and_count() {
+        let report = SlabReport {
+            lines: vec![
+                line("TCP", "charged", "sk_prot_alloc+0x32", 100, 204_800),
+                line("lsm", "not-accountable", "security+0x1", 10, 320),
+                line("TCP", "softirq", "sk_prot_alloc+0x32", 100, 204_800),
+                line("lsm", "not-accountable", "security+0x2", 20, 640),
+            ],
+            large: Vec::new(),
+            wrong_payers: Vec::new(),
+            node: NodeLine {
+                charged_bytes: 204_800,
+                not_charged_bytes: 205_760,
+                ..NodeLine::default()
+            },
+            lost_keys: 0,
+            lost_objects: 0,
+            misread: 0,
+            skipped: 0,
+        };
+        let said = verdict(&report);
+        assert_eq!(said.len(), 3);
+        assert!(said[0].contains("50 %"), "{}", said[0]);
+        assert!(
+            said[1].starts_with(
+                "1. 200.0 KiB (100 % of that): 100 × TCP at sk_prot_alloc+0x32, born in softirq"
+            ),
+            "{}",
+            said[1]
+        );
+        // Two call sites of one cache and cause are one reason, named by the larger.
+        assert!(
+            said[2]
+                .starts_with("2. 960 B (0 % of that): 30 × lsm at security+0x2, not accountable"),
+            "{}",
+            said[2]
+        );
+    }
+
+    #[test]
+    fn nothing_missing_needs_no_verdict() {
+        let report = SlabReport {
+            lines: vec![line("TCP", "charged", "x", 1, 2048)],
+            large: Vec::new(),
+            wrong_payers: Vec::new(),
+            node: NodeLine {
+                charged_bytes: 2048,
+                ..NodeLine::default()
+            },
+            lost_keys: 0,
+            lost_objects: 0,
+            misread: 0,
+            skipped: 0,
+        };
+        assert!(verdict(&report).is_empty());
+    }
+}

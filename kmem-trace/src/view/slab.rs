@@ -1,0 +1,144 @@
+//! The screen's lower half: slab made for the traced cgroups, who pays for it, and why nobody does.
+
+use std::io::{self, Write};
+
+use super::size::{count, human};
+use crate::reconcile::slab::{SlabLine, SlabReport, because};
+
+/// Caches and causes shown by name; the rest is one line.
+const SHOWN: usize = 6;
+/// Rows below this are not worth a line of their own.
+const WORTH_BYTES: i64 = 16 * 1024;
+
+/// Prints where the slab went since the trace began.
+///
+/// # Errors
+/// Where the output does not take it.
+pub fn report(out: &mut impl Write, slab: &SlabReport) -> io::Result<()> {
+    let node = &slab.node;
+    let made = node.charged_bytes + node.not_charged_bytes;
+    figure(
+        out,
+        "slab made here since start",
+        made,
+        "live objects, at kmem_cache.size each",
+    )?;
+    figure(out, "  charged to it", node.charged_bytes, "")?;
+    rows(out, slab, |line| line.cause == "charged")?;
+    figure(out, "  charged to nobody", node.not_charged_bytes, "")?;
+    rows(out, slab, |line| line.cause != "charged")?;
+    let large: i64 = slab.large.iter().map(|line| line.bytes).sum();
+    if large >= WORTH_BYTES {
+        figure(
+            out,
+            "  large kmallocs",
+            large,
+            "pages, no slab: in none of these sums",
+        )?;
+    }
+    for wrong in slab.wrong_payers.iter().take(3) {
+        if wrong.allocated_bytes.cast_signed() >= WORTH_BYTES {
+            writeln!(
+                out,
+                "  charged to {}, asked for by {}: {} of {} at {}",
+                wrong.payer,
+                wrong.asker,
+                human(wrong.allocated_bytes),
+                wrong.cache,
+                wrong.call_site
+            )?;
+        }
+    }
+    figure(
+        out,
+        "node: Slab since start",
+        node.slab_delta_bytes,
+        &format!(
+            "= here {} + others {} + page overhead {} + without an event {} + unexplained {}",
+            plain(made),
+            plain(node.other_cgroups_bytes),
+            plain(node.overhead_bytes),
+            plain(node.unseen_bytes),
+            plain(node.residual_bytes)
+        ),
+    )?;
+    for unseen in node.unseen.iter().take(3) {
+        let what = if unseen.objects < 0 {
+            "objects went without an event"
+        } else {
+            "objects came without an event"
+        };
+        figure(
+            out,
+            &format!("    {}", unseen.cache),
+            unseen.bytes,
+            &format!("{} {what}", count(unseen.objects.unsigned_abs())),
+        )?;
+    }
+    if slab.lost_keys + slab.lost_objects + slab.misread + slab.skipped > 0 {
+        writeln!(
+            out,
+            "  LOST: {} slab events (map full), {} objects not remembered (--max-objects), {} misread, {} program runs skipped",
+            count(slab.lost_keys),
+            count(slab.lost_objects),
+            count(slab.misread),
+            count(slab.skipped)
+        )?;
+    }
+    out.flush()
+}
+
+fn rows(
+    out: &mut impl Write,
+    slab: &SlabReport,
+    wanted: impl Fn(&SlabLine) -> bool,
+) -> io::Result<()> {
+    let mut lines: Vec<&SlabLine> = slab.lines.iter().filter(|line| wanted(line)).collect();
+    lines.sort_by_key(|line| std::cmp::Reverse(line.bytes));
+    let worth = lines
+        .iter()
+        .filter(|line| line.bytes >= WORTH_BYTES)
+        .count()
+        .min(SHOWN);
+    for line in &lines[..worth] {
+        let mut remark = format!("{} objects", count(line.objects.unsigned_abs()));
+        if line.cause != "charged" {
+            remark.push_str(", ");
+            remark.push_str(because(line.cause));
+        }
+        if let Some(call_site) = &line.call_site {
+            remark.push_str(" at ");
+            remark.push_str(call_site);
+        }
+        if let Some(coverage) = line.coverage {
+            remark.push_str(&format!(
+                "  [{:.1} % of slabinfo's change]",
+                coverage * 100.0
+            ));
+        }
+        figure(out, &format!("    {}", line.cache), line.bytes, &remark)?;
+    }
+    let rest: i64 = lines[worth..].iter().map(|line| line.bytes).sum();
+    if rest != 0 {
+        figure(
+            out,
+            &format!("    {} others", lines.len() - worth),
+            rest,
+            "",
+        )?;
+    }
+    Ok(())
+}
+
+fn figure(out: &mut impl Write, label: &str, bytes: i64, remark: &str) -> io::Result<()> {
+    let line = format!("{label:<28}{:>16}   {remark}", plain(bytes));
+    writeln!(out, "{}", line.trim_end())
+}
+
+fn plain(bytes: i64) -> String {
+    if bytes < 0 {
+        format!("-{}", human(bytes.unsigned_abs()))
+    } else {
+        human(bytes.unsigned_abs())
+    }
+}
