@@ -48,6 +48,9 @@ use crate::{
     },
 };
 
+/// Slab figures are told no more often: the kernel holds up allocations while it counts
+/// `/proc/slabinfo`.
+const SLAB_PAUSE: Duration = Duration::from_millis(900);
 /// How often the ring is looked at when the programs do not say that it fills.
 const LOOK: Duration = Duration::from_millis(20);
 
@@ -108,6 +111,7 @@ pub struct Trace<'a> {
     worst: Outcome,
     last: Vec<Report>,
     last_slab: Option<SlabReport>,
+    slab_due: Instant,
     /// No reports until the end.
     quiet: bool,
     /// The reader of our output is gone: finish without a word.
@@ -169,6 +173,7 @@ impl<'a> Trace<'a> {
             worst: Outcome::Explained,
             last: Vec::new(),
             last_slab: None,
+            slab_due: Instant::now(),
             quiet: false,
             closed: false,
         };
@@ -298,9 +303,13 @@ impl<'a> Trace<'a> {
         if self.events.is_some() || self.quiet {
             return Ok(());
         }
+        if Instant::now() < self.slab_due {
+            return Ok(());
+        }
         let Some(slab) = self.session.slab_report() else {
             return Ok(());
         };
+        self.slab_due = Instant::now() + SLAB_PAUSE;
         match self.common.format {
             Format::Json => {
                 for line in slab.lines.iter().chain(&slab.large) {
@@ -387,7 +396,11 @@ impl<'a> Trace<'a> {
                 age < self.common.interval.as_secs_f64() / 4.0
             });
         if !seen {
+            self.slab_due = Instant::now();
             self.print_reports()?;
+        } else if self.common.interval.as_secs_f64() < SLAB_PAUSE.as_secs_f64() {
+            self.slab_due = Instant::now();
+            self.print_slab()?;
         }
         let own = self.session.own_cost();
         self.session.detach().await;
