@@ -34,7 +34,7 @@ fn ctrl_c_sigterm_and_hangup_end_with_a_summary() {
     }
     let parent = Cgroup::top("test-signal");
     for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
-        let tracer = Tracer::start("-c test-signal -i 100ms");
+        let tracer = Tracer::start("--no-slab -c test-signal -i 100ms");
         tracer.next_report(&parent.name);
         tracer.signal(signal);
         let ended = tracer.wait();
@@ -50,7 +50,7 @@ fn a_duration_is_kept() {
         return;
     }
     let _parent = Cgroup::top("test-duration");
-    let tracer = Tracer::start("-c test-duration -i 300ms -d 1500ms");
+    let tracer = Tracer::start("--no-slab -c test-duration -i 300ms -d 1500ms");
     let start = Instant::now();
     let ended = tracer.wait();
     ended.assert_fine();
@@ -156,13 +156,13 @@ fn a_killed_tracer_leaves_no_program_and_the_next_trace_works_at_once() {
     }
     let parent = Cgroup::top("test-kill");
     let before = machine::bpf_programs();
-    let tracer = Tracer::start("-c test-kill -i 50ms");
+    let tracer = Tracer::start("--no-slab -c test-kill -i 50ms");
     let during = machine::bpf_programs();
     assert!(during.len() > before.len(), "nothing was loaded");
     tracer.signal(Signal::SIGKILL);
     let ended = tracer.wait();
     assert_eq!(ended.status.code(), None);
-    let next = Tracer::start("-c test-kill -i 50ms");
+    let next = Tracer::start("--no-slab -c test-kill -i 50ms");
     let held = load::start(&parent, "anon=20M");
     thread::sleep(Duration::from_secs(1));
     let report = next.next_report(&parent.name);

@@ -26,7 +26,7 @@ fn a_child_removed_while_traced_is_still_counted_for_its_parent() {
     }
     let parent = Cgroup::top("test-gone-child");
     let child = parent.child("child");
-    let tracer = Tracer::start("-c test-gone-child -i 50ms --depth 1");
+    let tracer = Tracer::start("--no-slab -c test-gone-child -i 50ms --depth 1");
     // The page cache of a file that stays keeps the dead cgroup charged.
     let file = "/tmp/kmem-trace-kept";
     let before = number(&tracer.next_report(&parent.name), "usage_bytes");
@@ -66,7 +66,7 @@ fn a_child_made_while_tracing_is_counted_from_its_first_page() {
         return;
     }
     let parent = Cgroup::top("test-new-child");
-    let tracer = Tracer::start("-c test-new-child -i 50ms --depth 2");
+    let tracer = Tracer::start("--no-slab -c test-new-child -i 50ms --depth 2");
     let before = number(&tracer.next_report(&parent.name), "usage_bytes");
     let child = parent.child("new");
     let grandchild = child.child("below");
@@ -91,7 +91,7 @@ fn events_name_who_was_made_moved_and_removed() {
     }
     let parent = Cgroup::top("test-events");
     let first = parent.child("first");
-    let tracer = Tracer::start("-c test-events --events cgroup.lifecycle");
+    let tracer = Tracer::start("--no-slab -c test-events --events cgroup.lifecycle");
     let second = parent.child("second");
     tracer.event("second is made", |line| life(line, &second.name, "made"));
     let held = load::start(&first, "anon=1M");
@@ -125,7 +125,7 @@ fn charges_of_the_dead_are_told_under_the_name_they_had() {
     }
     let parent = Cgroup::top("test-names");
     let child = parent.child("short-lived");
-    let tracer = Tracer::start("-c test-names --events counter.charge,counter.uncharge");
+    let tracer = Tracer::start("--no-slab -c test-names --events counter.charge,counter.uncharge");
     load::pass(&child, "anon=10M");
     assert!(child.remove());
     thread::sleep(QUIET);
@@ -160,7 +160,7 @@ fn a_renamed_cgroup_goes_on_under_its_new_name() {
     }
     let parent = Cgroup::top("test-rename");
     let mut child = parent.child("old");
-    let tracer = Tracer::start("-c test-rename -i 50ms --depth 1");
+    let tracer = Tracer::start("--no-slab -c test-rename -i 50ms --depth 1");
     let held = load::start(&child, "anon=10M");
     thread::sleep(QUIET);
     lines::assert_exact(&tracer.next_report("/test-rename/old"));
@@ -185,7 +185,7 @@ fn a_trace_whose_cgroup_is_removed_ends_in_good_order() {
         return;
     }
     let parent = Cgroup::top("test-removed");
-    let tracer = Tracer::start("-c test-removed -i 50ms");
+    let tracer = Tracer::start("--no-slab -c test-removed -i 50ms");
     load::pass(&parent, "anon=20M");
     tracer.next_report(&parent.name);
     assert!(parent.remove());

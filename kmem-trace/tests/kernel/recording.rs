@@ -22,7 +22,8 @@ fn a_recorded_run_holds_every_record_of_it() {
     let parent = Cgroup::top("test-recorded");
     let first = parent.child("first");
     let out = Path::new("/out");
-    let tracer = Tracer::start("-c test-recorded -i 100ms --depth 1 --record /out/run.kmt");
+    let tracer =
+        Tracer::start("--no-slab -c test-recorded -i 100ms --depth 1 --record /out/run.kmt");
     let held = load::start(&first, "netns tcp=400 pipes=300 anon=8M forks=15");
     let second = parent.child("second");
     load::pass(&second, "anon=16M file=1M");

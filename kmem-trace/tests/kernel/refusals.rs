@@ -104,7 +104,7 @@ fn the_kernels_own_type_information_can_be_passed_as_a_file() {
     }
     let parent = Cgroup::top("test-btf-copy");
     fs::copy("/sys/kernel/btf/vmlinux", "/tmp/copy.btf").expect("there is room");
-    let tracer = Tracer::start("-c test-btf-copy -i 50ms --btf /tmp/copy.btf");
+    let tracer = Tracer::start("--no-slab -c test-btf-copy -i 50ms --btf /tmp/copy.btf");
     let held = load::start(&parent, "anon=5M");
     std::thread::sleep(std::time::Duration::from_secs(1));
     lines::assert_exact(&tracer.next_report(&parent.name));
