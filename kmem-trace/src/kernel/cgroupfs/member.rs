@@ -93,7 +93,7 @@ mod tests {
 
     const HYBRID: &[u8] = b"\
 9:name=systemd:/
-5:cpu,memory,pids:/process_api/1d2c:x
+5:cpu,memory,pids:/system.slice/1d2c:x
 3:cpuset:/
 0::/user.slice
 ";
@@ -106,7 +106,7 @@ mod tests {
     fn the_line_of_the_memory_controller_is_taken_colons_and_all() {
         assert_eq!(
             path(HYBRID, Hierarchy::V1),
-            Ok(Some("/process_api/1d2c:x".into()))
+            Ok(Some("/system.slice/1d2c:x".into()))
         );
         assert_eq!(path(HYBRID, Hierarchy::V2), Ok(Some("/user.slice".into())));
     }
