@@ -233,8 +233,7 @@ impl Attached {
     /// The totals of the cgroup at a place, summed over the CPUs.
     pub fn totals(&self, place: usize) -> Totals {
         let mut sum = Totals::default();
-        for index in (place..self.totals.elements()).step_by(self.cgroups.elements()) {
-            let one = self.totals.get(index);
+        for one in self.totals.copies(place, self.cgroups.elements()) {
             for slot in 0..sum.charged.len() {
                 sum.charged[slot] = sum.charged[slot].wrapping_add(one.charged[slot]);
                 sum.uncharged[slot] = sum.uncharged[slot].wrapping_add(one.uncharged[slot]);
@@ -255,8 +254,7 @@ impl Attached {
                 return None;
             }
             let mut sum = SlabSums::default();
-            for index in (place..self.slab_sums.elements()).step_by(places) {
-                let one = self.slab_sums.get(index);
+            for one in self.slab_sums.copies(place, places) {
                 sum.allocated += one.allocated;
                 sum.allocated_bytes += one.allocated_bytes;
                 sum.freed += one.freed;
@@ -269,28 +267,15 @@ impl Attached {
 
     /// One tally, summed over the CPUs.
     pub fn tally(&self, which: u32) -> u64 {
-        (which as usize..self.tally.elements())
-            .step_by(TALLIES as usize)
-            .map(|index| self.tally.get(index))
-            .sum()
+        self.tally.copies(which as usize, TALLIES as usize).sum()
     }
 
     /// Changes that the ledger's programs did not see because the kernel skipped them, as far as it
     /// counts that.
     pub fn skipped(&self) -> u64 {
-        let misses: HashMap<&str, u64> = self
-            .stats()
-            .iter()
-            .map(|(name, stats)| (*name, stats.skipped))
-            .collect();
+        let misses = self.misses(|role| role.starts_with("counter.") || role == "memcg.state");
         let (mut alone, mut first_missed, mut both_missed) = (0, 0, 0);
-        for (role, program) in &self.programs {
-            let Some(missed) = misses.get(program) else {
-                continue;
-            };
-            if !role.starts_with("counter.") && *role != "memcg.state" {
-                continue;
-            }
+        for (program, missed) in &misses {
             if program.ends_with("_2") {
                 continue;
             }
@@ -313,20 +298,21 @@ impl Attached {
 
     /// The same of the programs that follow slab objects.
     pub fn slab_skipped(&self) -> u64 {
-        self.skipped_of(|role| role.starts_with("slab."))
+        self.misses(|role| role.starts_with("slab.")).values().sum()
     }
 
-    fn skipped_of(&self, wanted: impl Fn(&str) -> bool) -> u64 {
+    /// Runs that the kernel skipped, by program, of the roles wanted.
+    fn misses(&self, wanted: impl Fn(&str) -> bool) -> HashMap<&str, u64> {
         let ours = |name: &str| {
             self.programs
                 .iter()
                 .any(|(role, program)| *program == name && wanted(role))
         };
         self.stats()
-            .iter()
+            .into_iter()
             .filter(|(name, _)| ours(name))
-            .map(|(_, it)| it.skipped)
-            .sum()
+            .map(|(name, stats)| (name, stats.skipped))
+            .collect()
     }
 
     /// Time in the programs (ns) and their runs; `None` while the kernel does not measure.

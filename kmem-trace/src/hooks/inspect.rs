@@ -51,12 +51,14 @@ impl Inspection {
                 error.to_string()
             }
         });
-        let btf = btf.and_then(
-            |btf| match (btf_file, KernelBtf::load(Path::new(KERNEL_BTF))) {
-                (Some(_), Ok(own)) => verify::same_kernel(&btf, &own).map(|()| btf),
-                _ => Ok(btf),
+        // Only a file can be of another kernel; there is no second look at the kernel's own.
+        let btf = match (btf, btf_file) {
+            (Ok(btf), Some(_)) => match KernelBtf::load(Path::new(KERNEL_BTF)) {
+                Ok(own) => verify::same_kernel(&btf, &own).map(|()| btf),
+                Err(_) => Ok(btf),
             },
-        );
+            (btf, _) => btf,
+        };
         let wanted = symbols_wanted();
         let names: Vec<&str> = wanted.iter().map(String::as_str).collect();
         let mut symbols = symbols::kallsyms(&names).unwrap_or_else(|error| {

@@ -9,10 +9,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use aya::{
-    Pod,
-    maps::{Map, MapData},
-};
+use aya::{Pod, maps::Map};
 use memmap2::{MmapOptions, MmapRaw};
 
 /// The elements of a `BPF_F_MMAPABLE` array.
@@ -20,8 +17,6 @@ use memmap2::{MmapOptions, MmapRaw};
 pub struct Mapped<T> {
     memory: MmapRaw,
     len: usize,
-    /// The map lives as long as its mapping; kept for its figures.
-    map: MapData,
     elements: PhantomData<T>,
 }
 
@@ -31,6 +26,7 @@ impl<T: Pod> Mapped<T> {
     /// # Errors
     /// Where it is no array, or the kernel does not map it.
     pub fn new(map: Map, len: usize) -> Result<Self> {
+        // Its descriptor may go: the mapping keeps the map.
         let Map::Array(map) = map else {
             bail!("not an array map");
         };
@@ -42,7 +38,6 @@ impl<T: Pod> Mapped<T> {
         Ok(Self {
             memory,
             len,
-            map,
             elements: PhantomData,
         })
     }
@@ -56,13 +51,11 @@ impl<T: Pod> Mapped<T> {
         self.len
     }
 
-    /// Bytes that the kernel holds for it.
-    pub fn bytes(&self) -> u64 {
-        (self.len * Self::stride()) as u64
-    }
-
-    pub fn map(&self) -> &MapData {
-        &self.map
+    /// The copies of what is at `place`, one a CPU, where each CPU has `places` elements of its own.
+    pub fn copies(&self, place: usize, places: usize) -> impl Iterator<Item = T> {
+        (place..self.len)
+            .step_by(places)
+            .map(|index| self.get(index))
     }
 
     /// An element as it is now, each word of it whole.

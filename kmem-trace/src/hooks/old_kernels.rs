@@ -13,7 +13,7 @@ use super::{
     layout::Sources,
     plan::{AttachMode, Facts, Plan, Struck, resolve, symbols_wanted, tracepoints_wanted},
     site::AllSites,
-    table::ROLES,
+    table,
 };
 use crate::kernel::{
     btf::{
@@ -188,10 +188,7 @@ fn plan(text: &str, allowed: &Allowed) -> Plan {
         .collect();
     let traceable: BTreeSet<String> = symbols.found.keys().cloned().collect();
     // An excerpt has no machine code to look for breakpoints' places in.
-    let sites: AllSites = ROLES
-        .iter()
-        .flat_map(|role| role.candidates)
-        .flat_map(|candidate| candidate.hooks)
+    let sites: AllSites = table::hooks()
         .map(|hook| (hook.symbol, Err("its code is not known".to_owned())))
         .collect();
     resolve(&Facts {

@@ -11,7 +11,7 @@ use super::{
     limits,
     site::{AllSites, RETURN_THUNKS},
     slab_layout,
-    table::{Candidate, Hook, Mechanism, Need, Place, ROLES, Role, Status},
+    table::{self, Candidate, Hook, Mechanism, Need, Place, ROLES, Role, Status},
 };
 
 /// `--attach`.
@@ -477,11 +477,7 @@ pub fn symbols_wanted() -> Vec<String> {
         .map(str::to_owned)
         .to_vec();
     wanted.extend(RETURN_THUNKS.iter().map(|name| (*name).to_owned()));
-    for hook in ROLES
-        .iter()
-        .flat_map(|role| role.candidates)
-        .flat_map(|it| it.hooks)
-    {
+    for hook in table::hooks() {
         let name = match hook.place {
             Place::Tracepoint(_) | Place::BtfTracepoint(_) => continue,
             Place::RawTracepoint => format!("__traceiter_{}", hook.symbol),
@@ -497,11 +493,7 @@ pub fn symbols_wanted() -> Vec<String> {
 /// Every classic tracepoint the table names, the slab ones included.
 pub fn tracepoints_wanted() -> Vec<(&'static str, &'static str)> {
     let mut wanted = Vec::new();
-    for hook in ROLES
-        .iter()
-        .flat_map(|role| role.candidates)
-        .flat_map(|it| it.hooks)
-    {
+    for hook in table::hooks() {
         if let Place::Tracepoint(category) = hook.place
             && !wanted.contains(&(category, hook.symbol))
         {

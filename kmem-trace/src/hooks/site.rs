@@ -20,7 +20,7 @@ use iced_x86::{
 
 use crate::kernel::{symbols::Symbols, text::Kcore};
 
-use super::table::{Hook, Place, ROLES};
+use super::table::{self, Place};
 
 /// Bytes of the jump that the kernel puts in place of a breakpoint.
 const JUMP_BYTES: u64 = 5;
@@ -57,7 +57,7 @@ pub fn find_all(symbols: &Symbols) -> AllSites {
         return AllSites::new();
     }
     let mut wanted: Vec<(&'static str, u32)> = Vec::new();
-    for hook in hooks() {
+    for hook in table::hooks() {
         if let Place::Inside { arguments } = hook.place
             && symbols.has_function(hook.symbol)
             && !wanted.contains(&(hook.symbol, arguments))
@@ -89,13 +89,6 @@ pub fn find_all(symbols: &Symbols) -> AllSites {
         .into_iter()
         .map(|(name, arguments)| (name, look(name, arguments)))
         .collect()
-}
-
-fn hooks() -> impl Iterator<Item = &'static Hook> {
-    ROLES
-        .iter()
-        .flat_map(|role| role.candidates)
-        .flat_map(|candidate| candidate.hooks)
 }
 
 /// Finds the sites in a function's code, padding behind it included.
@@ -177,6 +170,7 @@ fn entry(
         .get(..arguments as usize)
         .ok_or("more arguments than registers")?;
     let mut depth = 0i64;
+    let mut info = InstructionInfoFactory::new();
     for (index, instruction) in body.iter().enumerate() {
         let at = instruction.ip();
         // Another tracer's breakpoint, not turned into a jump: good enough for ours.
@@ -192,7 +186,6 @@ fn entry(
             return Ok((at, u32::try_from(depth).map_err(|_| "its stack is odd")?));
         }
         depth -= i64::from(pushed(instruction)?);
-        let mut info = InstructionInfoFactory::new();
         for used in info.info(instruction).used_registers() {
             let writes = !matches!(
                 used.access(),

@@ -600,6 +600,14 @@ pub fn role(name: &str) -> Option<&'static Role> {
     ROLES.iter().find(|role| role.name == name)
 }
 
+/// Every hook of every candidate.
+pub fn hooks() -> impl Iterator<Item = &'static Hook> {
+    ROLES
+        .iter()
+        .flat_map(|role| role.candidates)
+        .flat_map(|candidate| candidate.hooks)
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::HashSet;
@@ -620,11 +628,7 @@ mod tests {
     #[test]
     fn every_hook_names_a_program_of_the_object() {
         let bytes = super::super::attach::OBJECT;
-        for hook in ROLES
-            .iter()
-            .flat_map(|role| role.candidates)
-            .flat_map(|it| it.hooks)
-        {
+        for hook in hooks() {
             let name = hook.program.as_bytes();
             assert!(
                 bytes.windows(name.len()).any(|window| window == name),

@@ -2,7 +2,10 @@
 
 use std::path::Path;
 
-use super::file::{self, FileError};
+use super::{
+    file::{self, FileError},
+    symbols::{self, KALLSYMS, Line},
+};
 
 /// The code symbols of the running kernel, read once: call sites turn up one by one, and the file is
 /// long.
@@ -17,28 +20,26 @@ impl Functions {
     /// # Errors
     /// Where the file cannot be read.
     pub fn read() -> Result<Self, FileError> {
-        Ok(Self::parse(&file::read(Path::new("/proc/kallsyms"))?))
+        Ok(Self::parse(&file::read(Path::new(KALLSYMS))?))
     }
 
     /// From the file's bytes. Lines that are no code symbols, and hidden addresses, are passed over.
     pub fn parse(bytes: &[u8]) -> Self {
         let mut found = Self::default();
-        for line in bytes.split(|byte| *byte == b'\n') {
-            let mut words = line
-                .split(|byte| *byte == b' ' || *byte == b'\t')
-                .filter(|word| !word.is_empty());
-            let (Some(address), Some(kind), Some(name)) =
-                (words.next(), words.next(), words.next())
+        for (_, line) in file::lines(bytes) {
+            let Some(Line {
+                address,
+                kind,
+                name,
+                ..
+            }) = symbols::split(line)
             else {
                 continue;
             };
-            if !matches!(kind, b"t" | b"T" | b"w" | b"W") {
+            if !symbols::is_code(kind) {
                 continue;
             }
-            let start = std::str::from_utf8(address)
-                .ok()
-                .and_then(|text| u64::from_str_radix(text, 16).ok())
-                .filter(|start| *start != 0);
+            let start = symbols::hexadecimal(address).filter(|start| *start != 0);
             let place = u32::try_from(found.names.len());
             let end = u32::try_from(found.names.len() + name.len());
             if let (Some(start), Ok(place), Ok(end)) = (start, place, end) {

@@ -41,7 +41,7 @@ pub struct Symbol {
 impl Symbol {
     /// Whether it is code, and not data.
     pub fn is_function(&self) -> bool {
-        matches!(self.kind, 't' | 'T' | 'w' | 'W')
+        u8::try_from(self.kind).is_ok_and(is_code)
     }
 }
 
@@ -118,7 +118,7 @@ pub fn parse_kallsyms(bytes: &[u8], wanted: &[&str]) -> Result<Symbols, LineErro
         let address = hexadecimal(address).ok_or_else(wrong)?;
         any_line = true;
         any_address |= address != 0;
-        if matches!(kind, b't' | b'T' | b'w' | b'W') {
+        if is_code(kind) {
             addresses.push(address);
         }
         let Some(wanted) = stems.get(stem(name)) else {
@@ -151,8 +151,13 @@ pub fn parse_kallsyms(bytes: &[u8], wanted: &[&str]) -> Result<Symbols, LineErro
     Ok(symbols)
 }
 
+/// Whether a symbol of that kind is code, and not data.
+pub(super) fn is_code(kind: u8) -> bool {
+    matches!(kind, b't' | b'T' | b'w' | b'W')
+}
+
 /// A hexadecimal number without an allocation.
-fn hexadecimal(digits: &[u8]) -> Option<u64> {
+pub(super) fn hexadecimal(digits: &[u8]) -> Option<u64> {
     std::str::from_utf8(digits)
         .ok()
         .and_then(|digits| u64::from_str_radix(digits, 16).ok())
@@ -165,14 +170,14 @@ fn stem(name: &[u8]) -> &[u8] {
 }
 
 /// A line of kallsyms, still bytes.
-struct Line<'a> {
-    address: &'a [u8],
-    kind: u8,
-    name: &'a [u8],
+pub(super) struct Line<'a> {
+    pub(super) address: &'a [u8],
+    pub(super) kind: u8,
+    pub(super) name: &'a [u8],
     module: Option<&'a [u8]>,
 }
 
-fn split(line: &[u8]) -> Option<Line<'_>> {
+pub(super) fn split(line: &[u8]) -> Option<Line<'_>> {
     let blank = line.iter().position(|byte| *byte == b' ')?;
     let (address, rest) = line.split_at(blank);
     let [b' ', kind, b' ', rest @ ..] = rest else {

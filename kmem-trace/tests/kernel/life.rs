@@ -177,11 +177,7 @@ fn a_renamed_cgroup_goes_on_under_its_new_name() {
 
 #[test]
 fn a_trace_whose_cgroup_is_removed_ends_in_good_order() {
-    if !machine::is_vm() {
-        return;
-    }
-    if !machine::is_exact() && !machine::has_memcg_tracepoints() {
-        machine::skip("nothing can be traced on this kernel under lockdown");
+    if !machine::is_vm() || !machine::needs_ledger() {
         return;
     }
     let parent = Cgroup::top("test-removed");

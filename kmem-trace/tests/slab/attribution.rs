@@ -188,8 +188,7 @@ fn whoever_wants_the_ledger_alone_gets_no_slab() {
         machine::skip("needs root and a memory cgroup hierarchy");
         return;
     }
-    if !machine::is_exact() && !machine::has_memcg_tracepoints() {
-        machine::skip("nothing can be traced on this kernel under lockdown");
+    if !machine::needs_ledger() {
         return;
     }
     let parent = Cgroup::top(&format!("kmem-trace-test-none-{}", std::process::id()));

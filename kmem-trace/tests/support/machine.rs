@@ -61,6 +61,15 @@ pub fn needs_exact() -> bool {
     false
 }
 
+/// Whether there is anything that a ledger can go by; says so where there is not.
+pub fn needs_ledger() -> bool {
+    if is_exact() || has_memcg_tracepoints() {
+        return true;
+    }
+    skip("nothing can be traced on this kernel under lockdown");
+    false
+}
+
 /// BPF programs that the kernel holds, of all processes.
 pub fn bpf_programs() -> Vec<u32> {
     const BPF_PROG_GET_NEXT_ID: i32 = 11;
