@@ -38,8 +38,15 @@ pub enum Accelerator {
 
 impl Accelerator {
     /// KVM if it works here. That it can be opened does not tell: a nested one may well fail
-    /// when the first processor is set up, so QEMU tries just that.
+    /// when the first processor is set up, so QEMU tries just that. And one that does without the
+    /// processor's help (`kvm_pvm`) passes for a KVM, but only runs kernels made for it: others hang.
     pub fn available() -> Self {
+        let by_processor = ["kvm_intel", "kvm_amd"]
+            .iter()
+            .any(|module| Path::new("/sys/module").join(module).exists());
+        if !by_processor {
+            return Self::Tcg;
+        }
         let mut command = Command::new("prlimit");
         command
             .args(["--core=0", QEMU])
