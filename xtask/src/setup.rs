@@ -13,7 +13,7 @@ use crate::vm::qemu;
 use crate::{bpf, process, rust_src, workspace};
 
 /// A file that must be there, and the Debian package that brings it.
-const FILES: [(&str, &str); 6] = [
+const FILES: [(&str, &str); 8] = [
     ("/bin/busybox", "busybox-static"),
     (
         "/usr/share/keyrings/debian-archive-keyring.gpg",
@@ -24,6 +24,9 @@ const FILES: [(&str, &str); 6] = [
     ("/usr/bin/setpriv", "util-linux"),
     // bpf-linker links to LLVM with the C++ compiler's help.
     ("/usr/bin/c++", "g++"),
+    // The tests' kernel module, and its type information.
+    ("/usr/bin/make", "make"),
+    ("/usr/bin/pahole", "dwarves"),
 ];
 
 pub fn main() -> Result<ExitCode> {

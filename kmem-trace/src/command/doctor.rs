@@ -220,11 +220,7 @@ fn examine(
             ("tracepoint", allowed.tracepoint.clone()),
         ],
         accounting,
-        mode: match (plan.exact, plan.has_ledger()) {
-            (true, _) => "exact",
-            (false, true) => "bounded",
-            (false, false) => "missing",
-        },
+        mode: plan.mode().name(),
         tried,
         answers,
         roles,

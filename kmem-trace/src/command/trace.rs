@@ -227,6 +227,7 @@ impl<'a> Trace<'a> {
         let rows = self.session.plan.rows();
         let roles = self.events.clone().unwrap_or_default();
         let mechanisms = self.session.plan.mechanisms(&roles).join(" + ");
+        let mode = self.session.plan.mode();
         let kernel = proc::release();
         let hierarchy = match self.session.hierarchy {
             Hierarchy::V1 => "v1",
@@ -235,16 +236,11 @@ impl<'a> Trace<'a> {
         match self.common.format {
             Format::Json => {
                 let lockdown = self.session.inspection.lockdown.to_string();
-                let mode = if self.session.plan.exact {
-                    "exact"
-                } else {
-                    "bounded"
-                };
                 let line = PlanLine {
                     kernel: &kernel,
                     hierarchy,
                     lockdown: &lockdown,
-                    mode,
+                    mode: mode.name(),
                     roles: &rows,
                 };
                 self.line(&Line::Plan(line))
@@ -253,14 +249,7 @@ impl<'a> Trace<'a> {
                 let head = screen::Headline {
                     kernel,
                     hierarchy: hierarchy.to_owned(),
-                    mechanisms: format!(
-                        "{mechanisms} ({})",
-                        if self.session.plan.exact {
-                            "exact"
-                        } else {
-                            "bounded"
-                        }
-                    ),
+                    mechanisms: format!("{mechanisms} ({})", mode.name()),
                     blind: self.session.blind_spots(),
                 };
                 let result = screen::headline(&mut self.out, &head);

@@ -50,12 +50,17 @@ pub fn resolve(sources: &Sources<'_>) -> Layout {
                 stat_items(btf, sources.hierarchy, &mut config),
             );
             // Where a program runs in itself, a second one would see each call twice.
-            if btf.member("bpf_prog", "active").is_err() {
-                unmet.insert(
+            let (lacking, why) = match btf.member("bpf_prog", "active") {
+                Ok(_) => (
+                    Need::UnguardedPrograms,
+                    "this kernel skips a program that interrupts itself",
+                ),
+                Err(_) => (
                     Need::GuardedPrograms,
-                    "this kernel lets a program interrupt itself".to_owned(),
-                );
-            }
+                    "this kernel lets a program interrupt itself",
+                ),
+            };
+            unmet.insert(lacking, why.to_owned());
             slab_cache(btf, &mut config);
             task_memcg(btf, &mut config);
             limits::layout(btf, &mut config);
@@ -73,6 +78,7 @@ pub fn resolve(sources: &Sources<'_>) -> Layout {
                 Need::OpenFile,
                 Need::StatItems,
                 Need::GuardedPrograms,
+                Need::UnguardedPrograms,
             ] {
                 unmet.insert(need, why.to_owned());
             }

@@ -87,7 +87,7 @@ pub struct Plan {
     pub attribution: Result<(), String>,
     /// Slab is attributed in this run.
     pub slab: bool,
-    /// The ledger follows page counters, exactly; otherwise `memory.stat` items, within a bound.
+    /// The ledger follows page counters; otherwise `memory.stat` items, within a bound.
     pub exact: bool,
 }
 
@@ -96,6 +96,19 @@ impl Plan {
         self.roles
             .iter()
             .find(|resolved| resolved.role.name == name)
+    }
+
+    /// How good the ledger is: by page counters of which no change is missed, or less.
+    pub fn mode(&self) -> Status {
+        let seen = |name| {
+            self.role(name)
+                .is_some_and(|resolved| resolved.status == Status::Exact)
+        };
+        match self.has_ledger() {
+            true if seen("counter.charge") && seen("counter.uncharge") => Status::Exact,
+            true => Status::Bounded,
+            false => Status::Missing,
+        }
     }
 
     /// Whether the ledger has something to go by.

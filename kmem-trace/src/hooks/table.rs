@@ -72,6 +72,8 @@ pub enum Need {
     KmemLimitArguments,
     /// The kernel skips a program that interrupts itself.
     GuardedPrograms,
+    /// It does not.
+    UnguardedPrograms,
     /// Items of `memory.stat` and their numbers.
     StatItems,
     /// From an object's address to its slab page, cache and payer.
@@ -89,6 +91,17 @@ pub enum Status {
     Exact,
     Bounded,
     Missing,
+}
+
+impl Status {
+    /// As the screen and JSON say it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Exact => "exact",
+            Self::Bounded => "bounded",
+            Self::Missing => "missing",
+        }
+    }
 }
 
 /// One way to serve a role.
@@ -190,6 +203,7 @@ macro_rules! limit_kprobes {
 
 const COUNTER: &[Need] = &[Need::CounterOwner, Need::MemcgId];
 const GUARDED_COUNTER: &[Need] = &[Need::CounterOwner, Need::MemcgId, Need::GuardedPrograms];
+const UNGUARDED_COUNTER: &[Need] = &[Need::CounterOwner, Need::MemcgId, Need::UnguardedPrograms];
 const NESTING: &str = "an interrupt during a probe is not traced: pages that it frees are missed";
 const LIMIT_FILES_V1: &[Need] = &[Need::V1, Need::MemcgId, Need::LimitArguments];
 const LIMIT_FILES_V2: &[Need] = &[Need::V2, Need::MemcgId, Need::LimitArguments];
@@ -265,9 +279,19 @@ pub static ROLES: &[Role] = &[
                     "fe_counter_charge" P::Fentry, "page_counter_charge";
                     "fx_counter_try_charge" P::Fexit, "page_counter_try_charge";
                 },
-                needs: COUNTER,
+                needs: UNGUARDED_COUNTER,
                 gives: Status::Exact,
                 remark: "",
+            },
+            Candidate {
+                mechanism: M::Fentry,
+                hooks: hooks! {
+                    "fe_counter_charge" P::Fentry, "page_counter_charge";
+                    "fx_counter_try_charge" P::Fexit, "page_counter_try_charge";
+                },
+                needs: COUNTER,
+                gives: Status::Bounded,
+                remark: NESTING,
             },
         ],
         without: "charges are not seen one by one: usage is followed by memory.stat items (memcg.state), within a bound",
@@ -308,9 +332,16 @@ pub static ROLES: &[Role] = &[
             Candidate {
                 mechanism: M::Fentry,
                 hooks: hooks! { "fe_counter_uncharge" P::Fentry, "page_counter_uncharge"; },
-                needs: COUNTER,
+                needs: UNGUARDED_COUNTER,
                 gives: Status::Exact,
                 remark: "",
+            },
+            Candidate {
+                mechanism: M::Fentry,
+                hooks: hooks! { "fe_counter_uncharge" P::Fentry, "page_counter_uncharge"; },
+                needs: COUNTER,
+                gives: Status::Bounded,
+                remark: NESTING,
             },
         ],
         without: "uncharges are not seen one by one",

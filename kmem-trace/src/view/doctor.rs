@@ -229,12 +229,7 @@ impl<W: Write> Sheet<'_, W> {
 
     /// A label, its status, what it is, and why it is no better.
     fn verdict(&mut self, label: &str, status: Status, what: &str, why: &str) -> io::Result<()> {
-        let status = match status {
-            Status::Exact => "exact",
-            Status::Bounded => "bounded",
-            Status::Missing => "missing",
-        };
-        let first = format!("  {label:<LABEL$}{status:<STATUS$}");
+        let first = format!("  {label:<LABEL$}{:<STATUS$}", status.name());
         if what.is_empty() {
             return self.wrapped(&first, &" ".repeat(LABEL + STATUS + 2), why);
         }
