@@ -356,6 +356,11 @@ impl<'a> Trace<'a> {
             self.print_slab()?;
         }
         self.session.step_down(step)?;
+        if step == Step::Aggregates {
+            // Those that were sent before are told before.
+            self.drain()?;
+            self.events = None;
+        }
         let line = StepLine {
             elapsed_s: self.session.elapsed().as_secs_f64(),
             decision,
@@ -368,11 +373,6 @@ impl<'a> Trace<'a> {
                 let result = screen::step(&mut self.out, &line);
                 self.written(result)?;
             }
-        }
-        if step == Step::Aggregates {
-            // Those that were sent before are told before.
-            self.drain()?;
-            self.events = None;
         }
         Ok(())
     }
@@ -454,9 +454,10 @@ impl<'a> Trace<'a> {
             self.slab_due = Instant::now();
             self.print_slab()?;
         }
-        let own = self.session.own_cost();
         self.session.detach().await;
         self.drain()?;
+        // Nothing runs any more: the last figures.
+        let own = self.session.own_cost();
         if let Some(recorder) = &mut self.recorder {
             recorder.finish().context("cannot record")?;
         }
@@ -464,8 +465,9 @@ impl<'a> Trace<'a> {
         let Some(mut report) = self.last.first().cloned() else {
             return Ok(());
         };
-        // The summary has the latest.
+        // The summary has the latest of these.
         report.own = None;
+        report.lost = self.session.lost();
         let ever_beyond = self.worst == Outcome::Beyond;
         let mut verdict = verdict::sentences(&self.last, ever_beyond, stream.as_ref());
         if let Some(at) = self.session.stepped(Step::Aggregates) {

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
-    os::fd::AsFd as _,
+    os::fd::{AsFd as _, OwnedFd},
 };
 
 use anyhow::{Context as _, Result, anyhow, bail};
@@ -66,8 +66,8 @@ pub struct Attached {
     kprobes: stats::Kprobes,
     /// Kept over [`Self::detach`].
     last_skipped: BTreeMap<&'static str, u64>,
-    /// Figures of programs that are gone: [`Self::detach_roles`].
-    gone: Vec<(&'static str, ProgramStats)>,
+    /// Programs that are off their hooks, kept for their last figures.
+    off: Vec<(String, OwnedFd)>,
     /// Memory of all maps, bytes.
     pub map_bytes: u64,
 }
@@ -214,7 +214,7 @@ pub fn attach(
         programs,
         kprobes,
         last_skipped: BTreeMap::new(),
-        gone: Vec::new(),
+        off: Vec::new(),
         map_bytes,
     })
 }
@@ -227,7 +227,12 @@ impl Attached {
 
     /// Figures of the programs that are attached or were, by name.
     pub fn stats(&self) -> Vec<(&str, ProgramStats)> {
-        let mut found: Vec<(&str, ProgramStats)> = self.gone.clone();
+        let mut found: Vec<(&str, ProgramStats)> = Vec::new();
+        for (name, fd) in &self.off {
+            if let Some(stats) = stats::of(fd.as_fd()) {
+                found.push((name, stats));
+            }
+        }
         for (name, program) in self.ebpf.programs() {
             if let Ok(fd) = program.fd()
                 && let Some(stats) = stats::of(fd.as_fd())
@@ -351,8 +356,8 @@ impl Attached {
         self.last_skipped = self.skipped();
         // They would keep the programs attached.
         self.kprobes = stats::Kprobes::default();
-        for (_, program) in self.ebpf.programs_mut() {
-            unload(program);
+        for (name, program) in self.ebpf.programs_mut() {
+            self.off.extend(take_off(name, program));
         }
     }
 
@@ -367,20 +372,17 @@ impl Attached {
             if !on.iter().any(|(_, other)| *other == name)
                 && let Some(program) = self.ebpf.program_mut(name)
             {
-                if let Ok(fd) = program.fd()
-                    && let Some(stats) = stats::of(fd.as_fd())
-                {
-                    self.gone.push((name, stats));
-                }
-                unload(program);
+                self.off.extend(take_off(name, program));
             }
         }
         self.programs = on;
     }
 }
 
-/// Unloading drops the links with the program.
-fn unload(program: &mut Program) {
+/// Takes a program off its hooks; what is left of it still tells its figures.
+fn take_off(name: &str, program: &mut Program) -> Option<(String, OwnedFd)> {
+    let fd = program.fd().ok()?.as_fd().try_clone_to_owned().ok();
+    // Unloading drops the links with the program.
     let _ = match program {
         Program::KProbe(program) => program.unload(),
         Program::FEntry(program) => program.unload(),
@@ -390,6 +392,7 @@ fn unload(program: &mut Program) {
         Program::BtfTracePoint(program) => program.unload(),
         _ => Ok(()),
     };
+    fd.map(|fd| (name.to_owned(), fd))
 }
 
 /// Puts the numbers of all places into a map of free ones.

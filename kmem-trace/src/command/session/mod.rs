@@ -260,7 +260,9 @@ impl Session {
 
     fn apply_cgroup(&mut self, record: &CgroupRecord) {
         let path = text(&record.path);
-        let path = (!path.is_empty()).then(|| Path::new(OsStr::from_bytes(path)));
+        // What fills the record may go on beyond it: the directory has the whole of it.
+        let is_whole = !path.is_empty() && path.len() + 1 < record.path.len();
+        let path = is_whole.then(|| Path::new(OsStr::from_bytes(path)));
         match record.op {
             OP_MKDIR => match path {
                 Some(path) => self.tree.see(record.cgroup_id, path),
