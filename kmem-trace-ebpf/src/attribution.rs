@@ -22,11 +22,14 @@ use kmem_trace_ebpf::{
         CAUSE_NOKMEM, CAUSE_NOT_ACCOUNTABLE, CAUSE_NOT_SLAB, CAUSE_ROOT, CAUSE_SOFTIRQ,
         CAUSE_UNKNOWN, Cache, OTHERS, Origin, SlabKey, SlabSums,
     },
-    totals::{LOST_OBJECTS, LOST_SLAB_KEYS, SLAB_MISREAD},
+    totals::{
+        FORGET_SLAB, GIVE_BACK, GIVE_BACK_SLAB, LOST_MAP_FULL, LOST_OBJECTS, ROLE_SLAB_ALLOC,
+        ROLE_SLAB_FREE, SLAB_MISREAD, SWITCH_NO_CALL_SITES,
+    },
 };
 
 use crate::{
-    maps::{add, own_copy, take, tally},
+    maps::{FREE, add, own_copy, switched, take, tally},
     memcg::{cgroup_of, id_of, is_traced, memcg_of_task},
     read::{config, member},
     slab::Object,
@@ -266,7 +269,12 @@ fn count(key: &SlabKey, allocation: bool, bytes: u64) {
         SLAB_SUMS.get_ptr_mut(copy.wrapping_add(place as u32 - 1))
     };
     let Some(sums) = found else {
-        tally(LOST_SLAB_KEYS, 1);
+        let role = if allocation {
+            ROLE_SLAB_ALLOC
+        } else {
+            ROLE_SLAB_FREE
+        };
+        tally(LOST_MAP_FULL + role, 1);
         return;
     };
     unsafe {
@@ -487,7 +495,7 @@ pub fn moved(object: &Object, allocation: bool) {
         let asking = asker_of(unsafe { bpf_get_current_task() });
         key.asker = named(asking);
         let ours = (payer != 0 && payer != OTHERS) || (key.asker != 0 && key.asker != OTHERS);
-        if ours {
+        if ours && !switched(SWITCH_NO_CALL_SITES) {
             key.call_site = object.call_site;
         }
         if payer == 0 {
@@ -500,7 +508,7 @@ pub fn moved(object: &Object, allocation: bool) {
                 keep_origin(
                     object.address,
                     key.asker,
-                    object.call_site,
+                    key.call_site,
                     u64::from(key.cause),
                     bytes,
                 );
@@ -531,6 +539,31 @@ pub fn moved(object: &Object, allocation: bool) {
         }
     }
     count(&key, allocation, bytes);
+}
+
+/// Userspace has taken what a place held, or is about to: a run on request, because a system call on
+/// the map would keep kprobe programs from running meanwhile.
+#[inline(always)]
+pub fn give_back(what: u64, place: u32) -> u32 {
+    let done = match what {
+        GIVE_BACK => FREE.push(place, 0).is_ok(),
+        FORGET_SLAB => forget(place),
+        GIVE_BACK_SLAB => SLAB_FREE.push(place, 0).is_ok(),
+        _ => false,
+    };
+    u32::from(done)
+}
+
+#[inline(always)]
+fn forget(place: u32) -> bool {
+    let Some(entry) = SLAB_KEYS.get_ptr(place) else {
+        return false;
+    };
+    let mut key = unsafe { *entry };
+    key.taken = 0;
+    // It may have been made anew elsewhere meanwhile.
+    let found = SLAB_PLACES.get_ptr(&key).map(|it| unsafe { *it });
+    found == Some(place) && SLAB_PLACES.remove(&key).is_ok()
 }
 
 pub const IN_SOFTIRQ: usize = SOFTIRQ;

@@ -220,7 +220,8 @@ pub struct Config {
     pub places: u32,
     /// Places of keys in the slab sums.
     pub slab_places: u32,
-    pub reserved: u32,
+    /// 1: userspace may turn switches while the programs run.
+    pub may_switch: u32,
     /// CPU number → copy of the totals: copies − 1, a power of two less one.
     pub copies_mask: u32,
 
@@ -414,7 +415,7 @@ impl Config {
         wake_bytes: 0,
         places: 0,
         slab_places: 0,
-        reserved: 0,
+        may_switch: 0,
         copies_mask: 0,
         try_charge_depth: 0,
         user_charge_depth: 0,

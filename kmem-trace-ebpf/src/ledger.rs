@@ -7,11 +7,14 @@ use kmem_trace_ebpf::{
         CounterRecord, KIND_COUNTER, KIND_STATE, KIND_USER_CHARGE, OP_REFUSED, OP_UNCHARGE,
         StateRecord, UserChargeRecord,
     },
-    totals::{LOST_MAP_FULL, LOST_PAGES, LOST_UNREAD, SEEN_ELSEWHERE, SLOT_STAT_ANON},
+    totals::{
+        LOST_MAP_FULL, LOST_PAGES, LOST_UNREAD, ROLE_CHARGE, ROLE_STATE, ROLE_UNCHARGE,
+        ROLE_USER_CHARGE, SEEN_ELSEWHERE, SLOT_STAT_ANON, SWITCH_NO_STREAM,
+    },
 };
 
 use crate::{
-    maps::{add, header, send, tally, totals},
+    maps::{add, header, send, switched, tally, totals},
     memcg::{cgroup_of, id_of, is_traced, note_ancestry, owner},
     read::config,
 };
@@ -19,12 +22,17 @@ use crate::{
 /// A page counter moved (or refused to).
 #[inline(always)]
 pub fn counter_changed(counter: u64, pages: u64, op: u8) {
+    let role = if op == OP_UNCHARGE {
+        ROLE_UNCHARGE
+    } else {
+        ROLE_CHARGE
+    };
     let Some((slot, memcg)) = owner(counter) else {
         tally(SEEN_ELSEWHERE, 1);
         return;
     };
     let Some(cgroup) = cgroup_of(memcg) else {
-        tally(LOST_UNREAD, 1);
+        tally(LOST_UNREAD + role, 1);
         tally(LOST_PAGES, pages);
         return;
     };
@@ -32,7 +40,7 @@ pub fn counter_changed(counter: u64, pages: u64, op: u8) {
         return;
     }
     let Some(cgroup_id) = id_of(cgroup) else {
-        tally(LOST_UNREAD, 1);
+        tally(LOST_UNREAD + role, 1);
         tally(LOST_PAGES, pages);
         return;
     };
@@ -56,13 +64,13 @@ pub fn counter_changed(counter: u64, pages: u64, op: u8) {
                 }
             }
             None => {
-                tally(LOST_MAP_FULL, 1);
+                tally(LOST_MAP_FULL + role, 1);
                 tally(LOST_PAGES, pages);
             }
         }
     }
-    if config!(stream_counters) == 1 {
-        send::<CounterRecord>(|record| unsafe {
+    if config!(stream_counters) == 1 && !switched(SWITCH_NO_STREAM) {
+        send::<CounterRecord>(role, |record| unsafe {
             record.write(CounterRecord {
                 header: header(KIND_COUNTER, size_of::<CounterRecord>()),
                 cgroup_id,
@@ -98,9 +106,11 @@ pub fn user_charged(memcg: u64, pages: u32, gfp: u32, result: i32) {
                 add(&raw mut (*place).user_refusals, 1);
             }
         }
+    } else {
+        tally(LOST_MAP_FULL + ROLE_USER_CHARGE, 1);
     }
-    if config!(stream_user_charges) == 1 {
-        send::<UserChargeRecord>(|record| unsafe {
+    if config!(stream_user_charges) == 1 && !switched(SWITCH_NO_STREAM) {
+        send::<UserChargeRecord>(ROLE_USER_CHARGE, |record| unsafe {
             record.write(UserChargeRecord {
                 header: header(KIND_USER_CHARGE, size_of::<UserChargeRecord>()),
                 cgroup_id,
@@ -132,8 +142,8 @@ pub fn state_changed(cgroup_id: u64, item: i32, pages: i32, lruvec: bool) {
         }
         group += 1;
     }
-    if config!(stream_state) == 1 {
-        send::<StateRecord>(|record| unsafe {
+    if config!(stream_state) == 1 && !switched(SWITCH_NO_STREAM) {
+        send::<StateRecord>(ROLE_STATE, |record| unsafe {
             record.write(StateRecord {
                 header: header(KIND_STATE, size_of::<StateRecord>()),
                 cgroup_id,
@@ -147,7 +157,7 @@ pub fn state_changed(cgroup_id: u64, item: i32, pages: i32, lruvec: bool) {
 #[inline(always)]
 fn count_state(cgroup_id: u64, slot: usize, pages: i32) {
     let Some((place, _)) = totals(cgroup_id) else {
-        tally(LOST_MAP_FULL, 1);
+        tally(LOST_MAP_FULL + ROLE_STATE, 1);
         tally(LOST_PAGES, u64::from(pages.unsigned_abs()));
         return;
     };

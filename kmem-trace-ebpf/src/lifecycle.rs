@@ -3,11 +3,12 @@
 use aya_ebpf::helpers::generated::bpf_probe_read_kernel_str;
 use kmem_trace_ebpf::{
     config::ABSENT,
-    record::{CgroupRecord, KIND_CGROUP, PATH_LEN},
+    record::{CgroupRecord, KIND_CGROUP, OP_RELEASE, PATH_LEN},
+    totals::ROLE_CGROUP,
 };
 
 use crate::{
-    maps::{header, send},
+    maps::{CGROUPS, PLACES, header, send},
     read::config,
 };
 
@@ -29,7 +30,11 @@ pub fn cgroup_event(op: u8, fields: &Fields) {
     if wanted != ABSENT && wanted != fields.hierarchy {
         return;
     }
-    send::<CgroupRecord>(|record| unsafe {
+    // Ids of different hierarchies may be the same.
+    if op == OP_RELEASE && wanted != ABSENT {
+        let_go(fields.cgroup_id);
+    }
+    send::<CgroupRecord>(ROLE_CGROUP, |record| unsafe {
         (&raw mut (*record).header).write(header(KIND_CGROUP, size_of::<CgroupRecord>()));
         (&raw mut (*record).cgroup_id).write(fields.cgroup_id);
         (&raw mut (*record).hierarchy).write(fields.hierarchy);
@@ -44,4 +49,17 @@ pub fn cgroup_event(op: u8, fields: &Fields) {
             let _ = bpf_probe_read_kernel_str(path.cast(), PATH_LEN as u32, text);
         }
     });
+}
+
+/// The kernel frees a cgroup only after its memory controller's part, to which no charge leads any
+/// more (`css_free_rwork_fn`): what its place holds is final, and userspace may take it away.
+#[inline(always)]
+fn let_go(cgroup_id: u64) {
+    let Some(place) = PLACES.get_ptr(cgroup_id) else {
+        return;
+    };
+    if let Some(entry) = CGROUPS.get_ptr_mut(unsafe { *place }) {
+        unsafe { (&raw mut (*entry).released).write_volatile(1) };
+    }
+    let _ = PLACES.remove(cgroup_id);
 }

@@ -13,7 +13,7 @@ use kmem_trace_ebpf::{
         FILE_LEN, KIND_LIMIT, LIMITS, LimitRecord, SOURCE_FILE, SOURCE_KMEM, TEXT_LEN, UNREAD,
         UNREAD_WORD,
     },
-    totals::COUNTERS,
+    totals::{COUNTERS, ROLE_LIMIT},
 };
 
 use crate::{
@@ -211,7 +211,7 @@ fn finish(nested: u64, source: u32, result: i64) {
     let Some(cgroup_id) = id_of(writing.cgroup) else {
         return;
     };
-    send::<LimitRecord>(|record| unsafe {
+    send::<LimitRecord>(ROLE_LIMIT, |record| unsafe {
         (&raw mut (*record).header).write(header(KIND_LIMIT, size_of::<LimitRecord>()));
         (&raw mut (*record).cgroup_id).write(cgroup_id);
         (&raw mut (*record).result).write(result);

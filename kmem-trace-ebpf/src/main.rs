@@ -44,11 +44,11 @@ use kmem_trace_ebpf::{
         OP_ALLOC, OP_ATTACH, OP_CHARGE, OP_FREE, OP_MKDIR, OP_REFUSED, OP_RELEASE, OP_RENAME,
         OP_RMDIR, OP_TRY_CHARGE, OP_UNCHARGE,
     },
-    totals::{LOST_PAGES, LOST_UNREAD},
+    totals::{LOST_PAGES, LOST_UNREAD, ROLE_CHARGE},
 };
 
 use crate::{
-    attribution::{IN_HARDIRQ, IN_SOFTIRQ, interrupt},
+    attribution::{IN_HARDIRQ, IN_SOFTIRQ, give_back, interrupt},
     ledger::{counter_changed, state_changed, user_charged},
     lifecycle::{Fields, cgroup_event},
     limit::{Handler, kmem_limit_entered, kmem_limit_written, limit_entered, limit_written},
@@ -92,7 +92,7 @@ pub fn kp_counter_try_charge(ctx: ProbeContext) -> u32 {
     let pages = register_argument(ctx.regs, 1);
     let at_entry = stack_pointer(ctx.regs).wrapping_add(u64::from(config!(try_charge_depth)));
     if !remember(at_entry, [register_argument(ctx.regs, 0), pages, 0]) {
-        tally(LOST_UNREAD, 1);
+        tally(LOST_UNREAD + ROLE_CHARGE, 1);
         tally(LOST_PAGES, pages);
     }
     0
@@ -241,6 +241,17 @@ pub extern "C" fn rt_read_words(ctx: *mut core::ffi::c_void) -> u32 {
         argument(ctx, 2),
         argument(ctx, 3),
     )
+}
+
+// --- places given back, on request ---------------------------------------------------------------
+
+/// Attached to nothing and run as [`rt_check_offsets`] is; its arguments are those of
+/// [`give_back`].
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "raw_tracepoint")]
+pub extern "C" fn rt_give_back(ctx: *mut core::ffi::c_void) -> u32 {
+    let ctx: *const u8 = ctx.cast_const().cast();
+    give_back(argument(ctx, 0), argument(ctx, 1) as u32)
 }
 
 // --- tracepoints: memory.stat items ------------------------------------------------------------

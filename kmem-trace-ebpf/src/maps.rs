@@ -13,7 +13,7 @@ use aya_ebpf::{
 };
 use kmem_trace_ebpf::{
     record::Header,
-    totals::{LOST_RING, Place, TALLIES, Totals},
+    totals::{LOST_RING, Place, SWITCHES as SWITCH_COUNT, TALLIES, Totals},
 };
 
 use crate::read::config;
@@ -47,6 +47,10 @@ pub static TOTALS: Array<Totals> = Array::with_max_entries(16384, BPF_F_MMAPABLE
 /// What was lost, by kind; a copy for each CPU.
 #[map]
 pub static TALLY: Array<u64> = Array::with_max_entries(TALLIES, BPF_F_MMAPABLE);
+
+/// Turned by userspace while the programs run; looked at only where it said that it might.
+#[map]
+pub static SWITCHES: Array<u32> = Array::with_max_entries(SWITCH_COUNT, 0);
 
 /// The stream. Sized by userspace.
 #[map]
@@ -85,6 +89,15 @@ pub fn tally(which: u32, amount: u64) {
     if let Some(place) = TALLY.get_ptr_mut(place) {
         unsafe { add(place, amount) };
     }
+}
+
+/// Whether userspace has turned a switch.
+#[inline(always)]
+pub fn switched(which: u32) -> bool {
+    config!(may_switch) == 1
+        && SWITCHES
+            .get_ptr(which)
+            .is_some_and(|it| unsafe { *it } != 0)
 }
 
 /// Which copy of the totals and tallies is this CPU's.
@@ -206,9 +219,9 @@ pub fn header(kind: u16, len: usize) -> Header {
     }
 }
 
-/// Sends one record, whose fields `fill` writes; a full ring is counted.
+/// Sends one record, whose fields `fill` writes; a full ring is counted, for its role.
 #[inline(always)]
-pub fn send<T: 'static>(fill: impl FnOnce(*mut T)) {
+pub fn send<T: 'static>(role: u32, fill: impl FnOnce(*mut T)) {
     let mut entry = match RING.reserve::<T>(0) {
         Some(entry) => entry,
         None => {
@@ -219,7 +232,7 @@ pub fn send<T: 'static>(fill: impl FnOnce(*mut T)) {
                 >= RING.query(u64::from(BPF_RB_RING_SIZE));
             let spare = if full { None } else { SPARE.reserve::<T>(0) };
             let Some(entry) = spare else {
-                tally(LOST_RING, 1);
+                tally(LOST_RING + role, 1);
                 return;
             };
             entry

@@ -1,11 +1,14 @@
 //! Slab objects: each attributed, and single events on request.
 
 use aya_ebpf::helpers::generated::bpf_probe_read_kernel_str;
-use kmem_trace_ebpf::record::{CACHE_LEN, KIND_SLAB, OP_ALLOC, SlabRecord};
+use kmem_trace_ebpf::{
+    record::{CACHE_LEN, KIND_SLAB, OP_ALLOC, SlabRecord},
+    totals::{ROLE_SLAB_ALLOC, ROLE_SLAB_FREE, SWITCH_NO_STREAM},
+};
 
 use crate::{
     attribution::moved,
-    maps::{header, send},
+    maps::{header, send, switched},
     read::{config, member},
 };
 
@@ -28,7 +31,7 @@ pub fn slab_event(object: Object) {
     if config!(attribute_slab) == 1 && config!(can_read) == 1 {
         moved(&object, object.op == OP_ALLOC);
     }
-    if config!(stream_slab) != 1 {
+    if config!(stream_slab) != 1 || switched(SWITCH_NO_STREAM) {
         return;
     }
     let (mut bytes_req, mut bytes_alloc) = (object.bytes_req, object.bytes_alloc);
@@ -38,7 +41,12 @@ pub fn slab_event(object: Object) {
         let size = member::<u32>(object.cache, config!(kmem_cache_size)).unwrap_or(0);
         bytes_alloc = u64::from(size);
     }
-    send::<SlabRecord>(|record| unsafe {
+    let role = if object.op == OP_ALLOC {
+        ROLE_SLAB_ALLOC
+    } else {
+        ROLE_SLAB_FREE
+    };
+    send::<SlabRecord>(role, |record| unsafe {
         (&raw mut (*record).header).write(header(KIND_SLAB, size_of::<SlabRecord>()));
         (&raw mut (*record).cgroup_id).write(0);
         (&raw mut (*record).object).write(object.address);

@@ -69,35 +69,74 @@ pub struct Place {
     /// The cgroup whose `memory` counter is this one's `page_counter.parent`; 0 where there is none,
     /// or where it was not asked for.
     pub parent_id: u64,
+    /// 1 once the kernel has let go of the cgroup: nothing moves here any more.
+    pub released: u64,
 }
 
-/// Records that found the ring full.
+// Roles that losses are told by, in the order of [`ROLE_NAMES`].
+pub const ROLE_CHARGE: u32 = 0;
+pub const ROLE_UNCHARGE: u32 = 1;
+pub const ROLE_USER_CHARGE: u32 = 2;
+pub const ROLE_STATE: u32 = 3;
+pub const ROLE_SLAB_ALLOC: u32 = 4;
+pub const ROLE_SLAB_FREE: u32 = 5;
+pub const ROLE_LIMIT: u32 = 6;
+pub const ROLE_CGROUP: u32 = 7;
+/// How many there are.
+pub const LOSERS: u32 = 8;
+/// As the hook table calls them.
+pub const ROLE_NAMES: [&str; LOSERS as usize] = [
+    "counter.charge",
+    "counter.uncharge",
+    "charge.user",
+    "memcg.state",
+    "slab.alloc",
+    "slab.free",
+    "limit.write",
+    "cgroup.lifecycle",
+];
+
+/// Records that found the ring full: a tally a role, from here on.
 pub const LOST_RING: u32 = 0;
-/// Charges that found the totals map full.
-pub const LOST_MAP_FULL: u32 = 1;
-/// Charges whose counter could not be read or whose call was not remembered: not in any total.
-pub const LOST_UNREAD: u32 = 2;
+/// Events that found a map of sums full, by role.
+pub const LOST_MAP_FULL: u32 = LOST_RING + LOSERS;
+/// Charges whose counter could not be read or whose call was not remembered: not in any total; by
+/// role.
+pub const LOST_UNREAD: u32 = LOST_MAP_FULL + LOSERS;
 /// Cgroups whose ancestors were deeper than the programs walk.
-pub const LOST_DEPTH: u32 = 3;
+pub const LOST_DEPTH: u32 = LOST_UNREAD + LOSERS;
 /// Counter changes of other controllers (hugetlb, dmem), or of cgroups that are not traced.
-pub const SEEN_ELSEWHERE: u32 = 4;
+pub const SEEN_ELSEWHERE: u32 = LOST_DEPTH + 1;
 /// Pages of those charges that are in no total (unread or map full).
-pub const LOST_PAGES: u32 = 5;
+pub const LOST_PAGES: u32 = LOST_DEPTH + 2;
 /// Calls that the first of each pair of fentry programs saw begin.
-pub const CALLS_BEGUN: u32 = 6;
+pub const CALLS_BEGUN: u32 = LOST_DEPTH + 3;
 /// Calls that were counted when they ended.
-pub const CALLS_COUNTED: u32 = 7;
-/// Slab events that found the map of sums full.
-pub const LOST_SLAB_KEYS: u32 = 8;
+pub const CALLS_COUNTED: u32 = LOST_DEPTH + 4;
 /// Objects without a payer that could not be remembered: their frees count as older than the trace.
-pub const LOST_OBJECTS: u32 = 9;
+pub const LOST_OBJECTS: u32 = LOST_DEPTH + 5;
 /// Objects whose slab page could not be found, or named another cache than the event: not counted.
-pub const SLAB_MISREAD: u32 = 10;
+pub const SLAB_MISREAD: u32 = LOST_DEPTH + 6;
 /// Places in the tally map, a CPU.
-pub const TALLIES: u32 = 11;
+pub const TALLIES: u32 = LOST_DEPTH + 7;
+
+// What the program that gives places back is asked for.
+/// A place of the totals is free again.
+pub const GIVE_BACK: u64 = 0;
+/// A place of the slab sums is no longer found by its key.
+pub const FORGET_SLAB: u64 = 1;
+/// A place of the slab sums is free again.
+pub const GIVE_BACK_SLAB: u64 = 2;
+
+// Switches that userspace may turn while programs run, where it said at load that it might.
+/// Not 0: send no records but those of cgroups and limits.
+pub const SWITCH_NO_STREAM: u32 = 0;
+/// Not 0: slab sums without call sites.
+pub const SWITCH_NO_CALL_SITES: u32 = 1;
+pub const SWITCHES: u32 = 2;
 
 /// How many levels of ancestors a program walks when it first sees a cgroup.
 pub const ANCESTRY_DEPTH: usize = 64;
 
 const _: () = assert!(size_of::<Totals>() == 2 * SLOTS * 8 + 24);
-const _: () = assert!(size_of::<Place>() == 16);
+const _: () = assert!(size_of::<Place>() == 24);

@@ -18,35 +18,15 @@ use std::{
     time::Duration,
 };
 
-use nix::unistd::geteuid;
 use serde_json::Value;
 use support::{
     cgroup::{self, Cgroup},
     lines::{self, number},
     load, machine,
-    tracer::{Answer, Tracer, ask, ask_with},
+    tracer::{Answer, Tracer, ask, ask_with, traceable},
 };
 
 const MIB: i64 = 1 << 20;
-
-/// Whether something can be traced here; says why where not.
-fn traceable() -> bool {
-    if !geteuid().is_root() {
-        machine::skip("needs root, to load BPF programs and make cgroups");
-        return false;
-    }
-    if !cgroup::is_there() {
-        machine::skip("no memory cgroup hierarchy below /sys/fs/cgroup");
-        return false;
-    }
-    let doctor = ask("doctor --format json");
-    let plan: Value = first_line(&doctor);
-    if plan["mode"] == "missing" {
-        machine::skip("doctor says that this kernel allows no ledger");
-        return false;
-    }
-    true
-}
 
 /// The plan comes before the doctor's page.
 fn first_line(answer: &Answer) -> Value {

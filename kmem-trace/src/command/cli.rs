@@ -106,6 +106,12 @@ pub struct Common {
     /// all programs on the machine, until the trace ends.
     #[arg(long)]
     pub bpf_stats: bool,
+    /// Most that tracing may cost, in percent of the CPU time of all online CPUs together (BPF
+    /// programs and this process). Above it, half a second long, less is followed, step by step
+    /// and each one announced: single events, call sites of slab, slab. Has the kernel measure the
+    /// programs, as --bpf-stats does, until no step is left.
+    #[arg(long, value_name = "PCT", allow_hyphen_values = true, value_parser = percent)]
+    pub max_overhead: Option<f64>,
     /// Say more; twice: the BPF programs' log too.
     #[arg(short, long, action = clap::ArgAction::Count)]
     pub verbose: u8,
@@ -221,6 +227,15 @@ fn whole<T: TryFrom<u64>>(text: &str, least: u64, most: u64, what: &str) -> Resu
         .filter(|value| (least..=most).contains(value))
         .and_then(|value| T::try_from(value).ok())
         .ok_or_else(|| format!("not {what} from {least} to {most}"))
+}
+
+fn percent(text: &str) -> Result<f64, String> {
+    let value: Option<f64> = text.trim_end_matches('%').parse().ok();
+    value
+        .filter(|value| *value > 0.0 && *value <= 100.0)
+        .ok_or_else(|| {
+            "not a share above 0 and up to 100, in percent: write for example 1.5".to_owned()
+        })
 }
 
 fn duration(text: &str) -> Result<Duration, String> {

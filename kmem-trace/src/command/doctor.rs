@@ -107,6 +107,7 @@ fn tried(
         depth: 0,
         log_level: 0,
         bpf_stats: false,
+        may_step_down: false,
         strike: strike.clone(),
     };
     attaching::raise_memlock();

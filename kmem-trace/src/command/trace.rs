@@ -32,6 +32,7 @@ use crate::{
     },
     reconcile::{
         limit,
+        overhead::{Governor, Step},
         report::{Report, Summary},
         slab::{self as reconcile_slab, SlabReport},
         verdict,
@@ -43,7 +44,7 @@ use crate::{
     },
     view::{
         event::{self, Event},
-        json::{self, Line, PlanLine},
+        json::{self, Line, PlanLine, StepLine},
         slab as view_slab, table as screen,
     },
 };
@@ -112,6 +113,8 @@ pub struct Trace<'a> {
     last: Vec<Report>,
     last_slab: Option<SlabReport>,
     slab_due: Instant,
+    /// What it may cost.
+    governor: Option<Governor>,
     /// No reports until the end.
     quiet: bool,
     /// The reader of our output is gone: finish without a word.
@@ -153,6 +156,7 @@ impl<'a> Trace<'a> {
             depth: common.depth,
             log_level: if common.verbose >= 2 { 4 } else { 0 },
             bpf_stats: common.bpf_stats,
+            may_step_down: common.max_overhead.is_some(),
             strike: struck(&common.strike)?,
         })
         .await?;
@@ -162,6 +166,9 @@ impl<'a> Trace<'a> {
             log::warn!("the programs' log cannot be shown: {error}");
         }
         let ring = session.ring()?;
+        let governor = common
+            .max_overhead
+            .map(|most| Governor::new(most, &session.possible_steps(events.is_some())));
         let mut trace = Self {
             session,
             ring,
@@ -174,6 +181,7 @@ impl<'a> Trace<'a> {
             last: Vec::new(),
             last_slab: None,
             slab_due: Instant::now(),
+            governor,
             quiet: false,
             closed: false,
         };
@@ -215,7 +223,10 @@ impl<'a> Trace<'a> {
                 _ = terminate.recv() => break,
                 _ = hangup.recv() => break,
                 _ = report.tick() => self.print_reports()?,
-                _ = look.tick() => self.drain()?,
+                _ = look.tick() => {
+                    self.drain()?;
+                    self.govern()?;
+                }
                 () = self.ring.filling() => self.drain()?,
             }
         }
@@ -315,6 +326,46 @@ impl<'a> Trace<'a> {
         Ok(())
     }
 
+    /// Steps down where tracing costs more than it may, and says so.
+    fn govern(&mut self) -> Result<()> {
+        let Some(governor) = &mut self.governor else {
+            return Ok(());
+        };
+        if !governor.is_due(self.session.elapsed()) {
+            return Ok(());
+        }
+        let decided = governor.look(self.session.spent(), self.session.online_cpus());
+        let Some(decision) = decided else {
+            return Ok(());
+        };
+        let step = decision.step;
+        if step == Step::LedgerOnly {
+            // The last that there will be.
+            self.slab_due = Instant::now();
+            self.print_slab()?;
+        }
+        self.session.step_down(step)?;
+        if step == Step::Aggregates {
+            // Those that were sent before are told before.
+            self.drain()?;
+            self.events = None;
+        }
+        let line = StepLine {
+            elapsed_s: self.session.elapsed().as_secs_f64(),
+            decision,
+            off: step.off(),
+            cannot_say: step.cannot_say(),
+        };
+        match self.common.format {
+            Format::Json => self.line(&Line::Step(&line))?,
+            Format::Table => {
+                let result = screen::step(&mut self.out, &line);
+                self.written(result)?;
+            }
+        }
+        Ok(())
+    }
+
     fn usage_file(&self) -> &'static str {
         match self.session.hierarchy {
             Hierarchy::V1 => "usage_in_bytes",
@@ -327,6 +378,7 @@ impl<'a> Trace<'a> {
             let batch = self.ring.drain();
             if batch.as_bytes().is_empty() {
                 self.session.look_if_needed();
+                self.session.retire();
                 return Ok(());
             }
             self.take(&batch)?;
@@ -391,9 +443,10 @@ impl<'a> Trace<'a> {
             self.slab_due = Instant::now();
             self.print_slab()?;
         }
-        let own = self.session.own_cost();
         self.session.detach().await;
         self.drain()?;
+        // Nothing runs any more: the last figures.
+        let own = self.session.own_cost();
         if let Some(recorder) = &mut self.recorder {
             recorder.finish().context("cannot record")?;
         }
@@ -401,11 +454,24 @@ impl<'a> Trace<'a> {
         let Some(mut report) = self.last.first().cloned() else {
             return Ok(());
         };
-        // The summary has the latest.
+        // The summary has the latest of these.
         report.own = None;
+        report.lost = self.session.lost();
         let ever_beyond = self.worst == Outcome::Beyond;
         let mut verdict = verdict::sentences(&self.last, ever_beyond, stream.as_ref());
+        if let Some(at) = self.session.stepped(Step::Aggregates) {
+            verdict.push(format!(
+                "No records since +{:.1} s (--max-overhead): nothing checks the totals but the kernel's figures.",
+                at.as_secs_f64()
+            ));
+        }
         if let Some(slab) = &self.last_slab {
+            if let Some(at) = self.session.stepped(Step::LedgerOnly) {
+                verdict.push(format!(
+                    "Slab was followed until +{:.1} s (--max-overhead); until then:",
+                    at.as_secs_f64()
+                ));
+            }
             verdict.extend(reconcile_slab::verdict(slab));
         }
         let summary = Summary {

@@ -1,14 +1,14 @@
 //! A plan loaded into the kernel and attached.
 
 use std::{
-    collections::{HashMap, HashSet},
-    os::fd::AsFd as _,
+    collections::{BTreeMap, HashMap, HashSet},
+    os::fd::{AsFd as _, OwnedFd},
 };
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use aya::{
     Btf, Ebpf, EbpfLoader,
-    maps::{HashMap as KernelHashMap, MapData, RingBuf, Stack},
+    maps::{Array, HashMap as KernelHashMap, MapData, RingBuf, Stack},
     programs::{BtfTracePoint, FEntry, FExit, KProbe, Program, RawTracePoint, TracePoint},
     util::nr_cpus,
 };
@@ -24,6 +24,7 @@ use super::{
     allowed::cause,
     mapping::Mapped,
     plan::Plan,
+    recycling,
     site::AllSites,
     stats::{self, ProgramStats},
     table::{Hook, Place},
@@ -46,15 +47,16 @@ pub struct Sizes {
 
 /// Programs in place, and the maps they fill.
 pub struct Attached {
-    ebpf: Ebpf,
+    pub(super) ebpf: Ebpf,
     /// Whose each place of the totals is.
     pub cgroups: Mapped<TotalsPlace>,
     /// A copy for each CPU, place by place.
-    totals: Mapped<Totals>,
+    pub(super) totals: Mapped<Totals>,
     tally: Mapped<u64>,
-    slab_keys: Mapped<SlabKey>,
+    pub(super) slab_keys: Mapped<SlabKey>,
     /// A copy for each CPU, place by place.
-    slab_sums: Mapped<SlabSums>,
+    pub(super) slab_sums: Mapped<SlabSums>,
+    pub(super) switches: Array<MapData, u32>,
     pub caches: KernelHashMap<MapData, u64, Cache>,
     /// The ring and its spare; taken by the stream.
     pub rings: Option<(RingBuf<MapData>, RingBuf<MapData>)>,
@@ -63,7 +65,9 @@ pub struct Attached {
     /// Of the ledger.
     kprobes: stats::Kprobes,
     /// Kept over [`Self::detach`].
-    last_skipped: u64,
+    last_skipped: BTreeMap<&'static str, u64>,
+    /// Programs that are off their hooks, kept for their last figures.
+    off: Vec<(String, OwnedFd)>,
     /// Memory of all maps, bytes.
     pub map_bytes: u64,
 }
@@ -169,6 +173,7 @@ pub fn attach(
             }
         }
     }
+    recycling::load(&mut ebpf);
     let mut take = |name: &str| {
         ebpf.take_map(name)
             .with_context(|| format!("the object has no map {name}"))
@@ -179,6 +184,7 @@ pub fn attach(
     let keys = config.slab_places as usize;
     let slab_keys = Mapped::new(take("SLAB_KEYS")?, keys).context("map SLAB_KEYS")?;
     let slab_sums = Mapped::new(take("SLAB_SUMS")?, keys * copies).context("map SLAB_SUMS")?;
+    let switches = Array::try_from(take("SWITCHES")?).context("map SWITCHES")?;
     let caches = KernelHashMap::try_from(take("CACHES")?).context("map CACHES")?;
     let ring = RingBuf::try_from(take("RING")?).context("map RING")?;
     let spare = RingBuf::try_from(take("SPARE")?).context("map SPARE")?;
@@ -202,11 +208,13 @@ pub fn attach(
         tally,
         slab_keys,
         slab_sums,
+        switches,
         caches,
         rings: Some((ring, spare)),
         programs,
         kprobes,
-        last_skipped: 0,
+        last_skipped: BTreeMap::new(),
+        off: Vec::new(),
         map_bytes,
     })
 }
@@ -217,9 +225,14 @@ impl Attached {
         &mut self.ebpf
     }
 
-    /// Figures of the attached programs, by name.
+    /// Figures of the programs that are attached or were, by name.
     pub fn stats(&self) -> Vec<(&str, ProgramStats)> {
-        let mut found = Vec::new();
+        let mut found: Vec<(&str, ProgramStats)> = Vec::new();
+        for (name, fd) in &self.off {
+            if let Some(stats) = stats::of(fd.as_fd()) {
+                found.push((name, stats));
+            }
+        }
         for (name, program) in self.ebpf.programs() {
             if let Ok(fd) = program.fd()
                 && let Some(stats) = stats::of(fd.as_fd())
@@ -247,22 +260,27 @@ impl Attached {
 
     /// The slab sums that hold anything, summed over the CPUs.
     pub fn slab(&self) -> impl Iterator<Item = (SlabKey, SlabSums)> {
-        let places = self.slab_keys.elements();
-        (0..places).filter_map(move |place| {
+        (0..self.slab_keys.elements()).filter_map(move |place| {
             let key = self.slab_keys.get(place);
             if key.taken == 0 {
                 return None;
             }
-            let mut sum = SlabSums::default();
-            for one in self.slab_sums.copies(place, places) {
-                sum.allocated += one.allocated;
-                sum.allocated_bytes += one.allocated_bytes;
-                sum.freed += one.freed;
-                sum.freed_bytes += one.freed_bytes;
-            }
+            let sum = self.slab_sums(place);
             // Nothing counted yet: its key may still be on its way.
             (sum != SlabSums::default()).then_some((SlabKey { taken: 0, ..key }, sum))
         })
+    }
+
+    /// The slab sums at a place, summed over the CPUs.
+    pub(super) fn slab_sums(&self, place: usize) -> SlabSums {
+        let mut sum = SlabSums::default();
+        for one in self.slab_sums.copies(place, self.slab_keys.elements()) {
+            sum.allocated += one.allocated;
+            sum.allocated_bytes += one.allocated_bytes;
+            sum.freed += one.freed;
+            sum.freed_bytes += one.freed_bytes;
+        }
+        sum
     }
 
     /// One tally, summed over the CPUs.
@@ -270,49 +288,59 @@ impl Attached {
         self.tally.copies(which as usize, TALLIES as usize).sum()
     }
 
-    /// Changes that the ledger's programs did not see because the kernel skipped them, as far as it
-    /// counts that.
-    pub fn skipped(&self) -> u64 {
-        let misses = self.misses(|role| role.starts_with("counter.") || role == "memcg.state");
-        let (mut alone, mut first_missed, mut both_missed) = (0, 0, 0);
-        for (program, missed) in &misses {
-            if program.ends_with("_2") {
-                continue;
-            }
-            let Some(stem) = program.strip_suffix("_1") else {
-                alone += missed;
-                continue;
-            };
-            // A call is missed where both programs of a pair were skipped.
-            let other = misses.get(format!("{stem}_2").as_str()).copied();
-            both_missed += missed.min(&other.unwrap_or(0));
-            if program.starts_with("fe_") {
-                first_missed += missed;
-            }
+    /// Events that the programs did not see because the kernel skipped them, as far as it counts
+    /// that, by role; roles without any are left out.
+    pub fn skipped(&self) -> BTreeMap<&'static str, u64> {
+        let mut skipped = self.last_skipped.clone();
+        for (role, now) in self.skipped_now() {
+            let kept = skipped.entry(role).or_default();
+            *kept = now.max(*kept);
         }
-        let counted = self.tally(CALLS_COUNTED);
-        let begun = self.tally(CALLS_BEGUN) + first_missed;
-        let now = alone + self.kprobes.missed() + begun.saturating_sub(counted).min(both_missed);
-        self.last_skipped.max(now)
+        skipped
     }
 
-    /// The same of the programs that follow slab objects.
-    pub fn slab_skipped(&self) -> u64 {
-        self.misses(|role| role.starts_with("slab.")).values().sum()
-    }
-
-    /// Runs that the kernel skipped, by program, of the roles wanted.
-    fn misses(&self, wanted: impl Fn(&str) -> bool) -> HashMap<&str, u64> {
-        let ours = |name: &str| {
-            self.programs
-                .iter()
-                .any(|(role, program)| *program == name && wanted(role))
-        };
-        self.stats()
+    fn skipped_now(&self) -> BTreeMap<&'static str, u64> {
+        let stats: HashMap<&str, u64> = self
+            .stats()
             .into_iter()
-            .filter(|(name, _)| ours(name))
             .map(|(name, stats)| (name, stats.skipped))
-            .collect()
+            .collect();
+        let passed_over = self.kprobes.missed();
+        let mut skipped: BTreeMap<&'static str, u64> = BTreeMap::new();
+        let mut pairs: BTreeMap<&'static str, u64> = BTreeMap::new();
+        let mut first_missed = 0;
+        for (role, program) in &self.programs {
+            let missed = stats.get(program).copied().unwrap_or(0);
+            let is_ledger = role.starts_with("counter.");
+            if is_ledger && program.ends_with("_2") {
+                continue;
+            }
+            if let (true, Some(stem)) = (is_ledger, program.strip_suffix("_1")) {
+                // A call is missed where both programs of a pair were skipped.
+                let other = stats.get(format!("{stem}_2").as_str()).copied();
+                *pairs.entry(role).or_default() += missed.min(other.unwrap_or(0));
+                if program.starts_with("fe_") {
+                    first_missed += missed;
+                }
+                continue;
+            }
+            let id = match self.ebpf.program(program) {
+                Some(Program::KProbe(program)) => program.info().ok().map(|info| info.id()),
+                _ => None,
+            };
+            let by_kprobe = id.and_then(|id| passed_over.get(&id).copied());
+            *skipped.entry(role).or_default() += missed + by_kprobe.unwrap_or(0);
+        }
+        // Calls begun and not counted; of which role, only the misses of its pairs tell.
+        let counted = self.tally(CALLS_COUNTED);
+        let mut open = (self.tally(CALLS_BEGUN) + first_missed).saturating_sub(counted);
+        for (role, both_missed) in pairs {
+            let missed = both_missed.min(open);
+            open -= missed;
+            *skipped.entry(role).or_default() += missed;
+        }
+        skipped.retain(|_, count| *count > 0);
+        skipped
     }
 
     /// Time in the programs (ns) and their runs; `None` while the kernel does not measure.
@@ -328,19 +356,43 @@ impl Attached {
         self.last_skipped = self.skipped();
         // They would keep the programs attached.
         self.kprobes = stats::Kprobes::default();
-        for (_, program) in self.ebpf.programs_mut() {
-            // Unloading drops the links with the program.
-            let _ = match program {
-                Program::KProbe(program) => program.unload(),
-                Program::FEntry(program) => program.unload(),
-                Program::FExit(program) => program.unload(),
-                Program::RawTracePoint(program) => program.unload(),
-                Program::TracePoint(program) => program.unload(),
-                Program::BtfTracePoint(program) => program.unload(),
-                _ => Ok(()),
-            };
+        for (name, program) in self.ebpf.programs_mut() {
+            self.off.extend(take_off(name, program));
         }
     }
+
+    /// The same for what serves the roles wanted alone; a program that serves another one too
+    /// stays.
+    pub fn detach_roles(&mut self, wanted: impl Fn(&str) -> bool) {
+        self.last_skipped = self.skipped();
+        let (off, on): (Vec<_>, Vec<_>) = std::mem::take(&mut self.programs)
+            .into_iter()
+            .partition(|(role, _)| wanted(role));
+        for (_, name) in off {
+            if !on.iter().any(|(_, other)| *other == name)
+                && let Some(program) = self.ebpf.program_mut(name)
+            {
+                self.off.extend(take_off(name, program));
+            }
+        }
+        self.programs = on;
+    }
+}
+
+/// Takes a program off its hooks; what is left of it still tells its figures.
+fn take_off(name: &str, program: &mut Program) -> Option<(String, OwnedFd)> {
+    let fd = program.fd().ok()?.as_fd().try_clone_to_owned().ok();
+    // Unloading drops the links with the program.
+    let _ = match program {
+        Program::KProbe(program) => program.unload(),
+        Program::FEntry(program) => program.unload(),
+        Program::FExit(program) => program.unload(),
+        Program::RawTracePoint(program) => program.unload(),
+        Program::TracePoint(program) => program.unload(),
+        Program::BtfTracePoint(program) => program.unload(),
+        _ => Ok(()),
+    };
+    fd.map(|fd| (name.to_owned(), fd))
 }
 
 /// Puts the numbers of all places into a map of free ones.

@@ -1,4 +1,4 @@
-//! An array map of the kernel, mapped: read without a system call.
+//! An array map of the kernel, mapped: read, and cleared, without a system call.
 //!
 //! A look-up by system call would keep the kernel from running kprobe and tracepoint programs on
 //! its CPU meanwhile (`bpf_disable_instrumentation`, include/linux/bpf.h).
@@ -33,7 +33,7 @@ impl<T: Pod> Mapped<T> {
         let bytes = len * Self::stride();
         let memory = MmapOptions::new()
             .len(bytes)
-            .map_raw_read_only(map.fd().as_fd().as_raw_fd())
+            .map_raw(map.fd().as_fd().as_raw_fd())
             .with_context(|| format!("the kernel does not map {bytes} bytes of an array map"))?;
         Ok(Self {
             memory,
@@ -72,6 +72,28 @@ impl<T: Pod> Mapped<T> {
                 .add(index * Self::stride())
                 .cast::<T>()
                 .read_volatile()
+        }
+    }
+    /// Makes an element nothing: only what no program writes to any more.
+    ///
+    /// # Panics
+    /// Where there are not so many.
+    pub fn clear(&self, index: usize) {
+        assert!(index < self.len, "element {index} of {}", self.len);
+        // SAFETY: as in [`Self::get`]; zero is a value of every element of our maps.
+        unsafe {
+            self.memory
+                .as_mut_ptr()
+                .add(index * Self::stride())
+                .cast::<T>()
+                .write_volatile(std::mem::zeroed());
+        }
+    }
+
+    /// The same for the copies of what is at `place` (see [`Self::copies`]).
+    pub fn clear_copies(&self, place: usize, places: usize) {
+        for index in (place..self.len).step_by(places) {
+            self.clear(index);
         }
     }
 }

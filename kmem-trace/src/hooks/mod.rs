@@ -11,6 +11,7 @@
 //! - [`memcg_stat`]: a memory cgroup's own counters, read on request.
 //! - [`site`]: where in a function a kprobe stands that no interrupt can hide events from.
 //! - [`mapping`]: the totals as the programs write them, read without a system call.
+//! - [`recycling`]: places of the totals and sums given back, switches turned.
 //! - [`verify`]: whether all that was read is of this kernel.
 //! - [`attach`]: the plan loaded and attached.
 
@@ -25,6 +26,7 @@ pub mod memcg_stat;
 #[cfg(test)]
 mod old_kernels;
 pub mod plan;
+pub mod recycling;
 pub mod site;
 pub mod slab_layout;
 pub mod stats;

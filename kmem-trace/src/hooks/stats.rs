@@ -1,7 +1,7 @@
 //! What the kernel counts about a program that aya does not hand out: runs that it skipped.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     os::fd::{AsRawFd, BorrowedFd, FromRawFd as _, OwnedFd},
 };
 
@@ -31,7 +31,8 @@ pub fn of(program: BorrowedFd<'_>) -> Option<ProgramStats> {
 /// another kprobe's handler was running (`kprobes_inc_nmissed_count`), before any program was asked.
 #[derive(Debug, Default)]
 pub struct Kprobes {
-    links: Vec<OwnedFd>,
+    /// With the program's id.
+    links: Vec<(u32, OwnedFd)>,
 }
 
 impl Kprobes {
@@ -43,30 +44,33 @@ impl Kprobes {
         while let Some(next) = next_link(id) {
             id = next;
             if let Some(link) = link(id)
-                && info::<bpf_link_info>(link.as_raw_fd())
-                    .is_some_and(|info| programs.contains(&info.prog_id))
+                && let Some(info) = info::<bpf_link_info>(link.as_raw_fd())
+                && programs.contains(&info.prog_id)
             {
-                links.push(link);
+                links.push((info.prog_id, link));
             }
         }
         Self { links }
     }
 
-    /// How often they were passed over, where the kernel tells (since about 6.7).
-    pub fn missed(&self) -> u64 {
-        self.links
-            .iter()
-            .filter_map(|link| info::<bpf_link_info>(link.as_raw_fd()))
-            // SAFETY: plain numbers, zero where the kernel did not write them: it wrote this member
-            // if the link is a kprobe's, and these are.
-            .map(|info| unsafe {
-                info.__bindgen_anon_1
-                    .perf_event
-                    .__bindgen_anon_1
-                    .kprobe
-                    .missed
-            })
-            .sum()
+    /// How often they were passed over, by the program's id, where the kernel tells (since about
+    /// 6.7).
+    pub fn missed(&self) -> HashMap<u32, u64> {
+        let mut missed = HashMap::new();
+        for (program, link) in &self.links {
+            if let Some(info) = info::<bpf_link_info>(link.as_raw_fd()) {
+                // SAFETY: plain numbers, zero where the kernel did not write them: it wrote this
+                // member if the link is a kprobe's, and these are.
+                *missed.entry(*program).or_default() += unsafe {
+                    info.__bindgen_anon_1
+                        .perf_event
+                        .__bindgen_anon_1
+                        .kprobe
+                        .missed
+                };
+            }
+        }
+        missed
     }
 }
 

@@ -47,6 +47,17 @@ impl Moved {
 /// One reading of the kernel-side totals: each cgroup's own, summed over the CPUs.
 pub type Reading = HashMap<u64, Totals>;
 
+/// Adds what one cgroup was charged to what another was.
+pub fn add_up(sum: &mut Totals, totals: &Totals) {
+    for slot in 0..SLOTS {
+        sum.charged[slot] = sum.charged[slot].wrapping_add(totals.charged[slot]);
+        sum.uncharged[slot] = sum.uncharged[slot].wrapping_add(totals.uncharged[slot]);
+    }
+    sum.user_charges += totals.user_charges;
+    sum.user_refusals += totals.user_refusals;
+    sum.largest = sum.largest.max(totals.largest);
+}
+
 /// What moved in the subtree of each of `tops`, by one reading.
 pub fn moved(reading: &Reading, tree: &Tree, tops: &HashSet<u64>) -> HashMap<u64, Moved> {
     let mut sums: HashMap<u64, Moved> = tops.iter().map(|top| (*top, Moved::default())).collect();
@@ -83,6 +94,16 @@ impl Streamed {
         } else {
             own[slot].wrapping_add(pages)
         };
+    }
+
+    /// What `heir` inherits: the sums of a cgroup that no record names any more.
+    pub fn inherit(&mut self, id: u64, heir: u64) {
+        if let Some(pages) = self.own.remove(&id) {
+            let sum = self.own.entry(heir).or_default();
+            for slot in 0..SLOTS {
+                sum[slot] = sum[slot].wrapping_add(pages[slot]);
+            }
+        }
     }
 
     /// Net pages of the subtree of `top`.
@@ -197,6 +218,27 @@ mod tests {
         let mut streamed = Streamed::default();
         streamed.apply(&record(1, SLOT_MEMORY, 64, OP_REFUSED));
         assert_eq!(streamed.net(&family(), 1), Pages::default());
+    }
+
+    #[test]
+    fn what_a_parent_inherits_leaves_its_sum_and_the_comparison_as_they_were() {
+        let records = [
+            record(1, SLOT_MEMORY, 5, OP_CHARGE),
+            record(2, SLOT_MEMORY, 64, OP_TRY_CHARGE),
+            record(2, SLOT_MEMORY, 60, OP_UNCHARGE),
+        ];
+        let mut tree = family();
+        let mut streamed = Streamed::default();
+        records.iter().for_each(|it| streamed.apply(it));
+        let mut reading = totals_of(&records);
+        let before = moved(&reading, &tree, &HashSet::from([1]));
+        let left = reading.remove(&2).expect("it was charged");
+        add_up(reading.entry(1).or_default(), &left);
+        streamed.inherit(2, 1);
+        tree.forget(2);
+        assert_eq!(moved(&reading, &tree, &HashSet::from([1])), before);
+        assert_eq!(streamed.net(&tree, 1)[SLOT_MEMORY], 9);
+        assert_eq!(streamed.differences(&reading), []);
     }
 
     #[test]

@@ -12,6 +12,40 @@ use super::tree::Tree;
 /// One reading of the kernel-side sums, added up over the CPUs.
 pub type SlabReading = HashMap<SlabKey, SlabSums>;
 
+/// Adds one row to a reading.
+pub fn add_up(reading: &mut SlabReading, key: SlabKey, sums: &SlabSums) {
+    let sum = reading.entry(key).or_default();
+    sum.allocated = sum.allocated.wrapping_add(sums.allocated);
+    sum.allocated_bytes = sum.allocated_bytes.wrapping_add(sums.allocated_bytes);
+    sum.freed = sum.freed.wrapping_add(sums.freed);
+    sum.freed_bytes = sum.freed_bytes.wrapping_add(sums.freed_bytes);
+}
+
+/// The same key under the names of those who inherited from the cgroups it names.
+pub fn inherited(key: &SlabKey, tree: &Tree) -> SlabKey {
+    let now = |id: u64| {
+        if names_forgotten(id, tree) {
+            tree.heir(id).unwrap_or(id)
+        } else {
+            id
+        }
+    };
+    SlabKey {
+        payer: now(key.payer),
+        asker: now(key.asker),
+        ..*key
+    }
+}
+
+/// Whether a key names a cgroup that the tree has forgotten.
+pub fn is_of_the_forgotten(key: &SlabKey, tree: &Tree) -> bool {
+    names_forgotten(key.payer, tree) || names_forgotten(key.asker, tree)
+}
+
+fn names_forgotten(id: u64, tree: &Tree) -> bool {
+    id != 0 && id != OTHERS && tree.is_forgotten(id)
+}
+
 /// What a reading says beyond an earlier one.
 pub fn since(reading: &SlabReading, base: &SlabReading) -> SlabReading {
     reading

@@ -2,7 +2,7 @@
 //! names, the dead included.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     ffi::OsString,
     path::{Path, PathBuf},
 };
@@ -34,7 +34,16 @@ pub struct Node {
 pub struct Tree {
     nodes: HashMap<u64, Node>,
     by_path: HashMap<PathBuf, u64>,
+    /// Of those that were forgotten, who inherits; the last [`MAX_HEIRS`] of them.
+    heirs: HashMap<u64, u64>,
+    forgotten: VecDeque<u64>,
+    /// How many below a cgroup were forgotten.
+    gone_below: HashMap<u64, usize>,
 }
+
+/// Forgotten cgroups whose heir is known, at most: objects that nobody pays for may name one long
+/// after its end.
+const MAX_HEIRS: usize = 65_536;
 
 /// A chain of parents longer than any hierarchy means that ids were reused; stop there.
 const MAX_DEPTH: usize = 4096;
@@ -65,6 +74,10 @@ impl Tree {
 
     /// The directory went away.
     pub fn removed(&mut self, id: u64, path: Option<&Path>) {
+        // Records may overtake each other.
+        if self.heirs.contains_key(&id) {
+            return;
+        }
         let node = self.nodes.entry(id).or_default();
         node.life = node.life.max_with(Life::Removed);
         if node.path.is_none() {
@@ -128,7 +141,64 @@ impl Tree {
     }
 
     pub fn parent(&self, id: u64) -> Option<u64> {
-        self.nodes.get(&id)?.parent
+        match self.nodes.get(&id) {
+            Some(node) => node.parent,
+            None => self.heirs.get(&id).copied(),
+        }
+    }
+
+    /// The nearest cgroup above that is not forgotten.
+    pub fn heir(&self, id: u64) -> Option<u64> {
+        self.chain(id)
+            .skip(1)
+            .find(|above| self.nodes.contains_key(above))
+    }
+
+    /// Keeps of a released cgroup no more than who inherits from it: there may be any number of them.
+    pub fn forget(&mut self, id: u64) {
+        let heir = self.heir(id);
+        let Some(node) = self.nodes.remove(&id) else {
+            return;
+        };
+        if let Some(path) = node.path
+            && self.by_path.get(&path) == Some(&id)
+        {
+            self.by_path.remove(&path);
+        }
+        let below = self.gone_below.remove(&id).unwrap_or(0);
+        let Some(heir) = heir else {
+            return;
+        };
+        *self.gone_below.entry(heir).or_default() += below + 1;
+        self.heirs.insert(id, heir);
+        self.forgotten.push_back(id);
+        if self.forgotten.len() > MAX_HEIRS
+            && let Some(oldest) = self.forgotten.pop_front()
+        {
+            self.heirs.remove(&oldest);
+        }
+    }
+
+    pub fn is_forgotten(&self, id: u64) -> bool {
+        !self.nodes.contains_key(&id) && self.heirs.contains_key(&id)
+    }
+
+    /// How many at or below `top` were forgotten.
+    pub fn forgotten_below(&self, top: u64) -> usize {
+        self.gone_below
+            .iter()
+            .filter(|(id, _)| self.is_within(**id, top))
+            .map(|(_, count)| count)
+            .sum()
+    }
+
+    /// Cgroups that are kept.
+    pub fn len(&self) -> usize {
+        self.nodes.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.nodes.is_empty()
     }
 
     /// `id` and its ancestors, lowest first.
@@ -216,6 +286,37 @@ mod tests {
         tree.renamed(2, Path::new("/a/z"));
         assert_eq!(tree.name(3), "/a/z/c");
         assert_eq!(tree.chain(3).collect::<Vec<_>>(), [3, 2, 1]);
+    }
+
+    #[test]
+    fn what_is_forgotten_is_inherited_by_what_lives_above() {
+        let mut tree = tree();
+        tree.released(3, None);
+        tree.forget(3);
+        assert_eq!(tree.heir(3), Some(2));
+        assert!(tree.is_within(3, 1) && tree.is_forgotten(3));
+        tree.forget(2);
+        assert_eq!(tree.heir(3), Some(1));
+        assert_eq!((tree.len(), tree.forgotten_below(1)), (1, 2));
+        // A record that comes too late does not bring it back.
+        tree.removed(3, None);
+        assert_eq!(tree.len(), 1);
+    }
+
+    #[test]
+    fn a_hundred_thousand_cgroups_that_came_and_went_take_little() {
+        let mut tree = tree();
+        for id in 100..100_100 {
+            tree.see(id, &Path::new("/a").join(id.to_string()));
+            tree.released(id, None);
+            tree.forget(id);
+        }
+        assert_eq!((tree.len(), tree.by_path.len()), (3, 3));
+        assert_eq!(
+            (tree.heirs.len(), tree.forgotten.len()),
+            (MAX_HEIRS, MAX_HEIRS)
+        );
+        assert_eq!(tree.forgotten_below(1), 100_000);
     }
 
     #[test]

@@ -7,6 +7,7 @@ pub mod explain;
 pub mod fields;
 pub mod kinds;
 pub mod limit;
+pub mod overhead;
 pub mod report;
 pub mod slab;
 pub mod usage;

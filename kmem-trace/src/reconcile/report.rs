@@ -1,23 +1,45 @@
 //! What a run has to say, computed once: the view only formats it.
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 
 use super::{breakdown::Breakdown, usage::Reconciled};
 
-/// Three kinds of loss, counted apart.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+/// Three kinds of loss, counted apart: of the ledger, and of what is streamed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Lost {
     /// Records that found the ring full. Totals are not touched by it.
     pub ring: u64,
     /// Charges that found the totals map full, or could not be read.
     pub map_full: u64,
-    /// Runs of programs that the kernel skipped, as far as it counts them.
+    /// Runs of the ledger's programs that the kernel skipped, as far as it counts them.
+    pub skipped: u64,
+    /// Which roles lost them, and runs skipped of roles beside the ledger; roles that lost nothing
+    /// are left out. Of slab roles only records are here, the rest is in [`super::slab::SlabLost`].
+    pub by_role: BTreeMap<&'static str, RoleLost>,
+}
+
+/// What one role lost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct RoleLost {
+    pub ring: u64,
+    pub map_full: u64,
     pub skipped: u64,
 }
 
 impl Lost {
     pub fn is_nothing(&self) -> bool {
         *self == Self::default()
+    }
+
+    /// The roles that lost any of one kind: `counter.charge 3, counter.uncharge 1`.
+    pub fn roles(&self, of: fn(&RoleLost) -> u64) -> Vec<(&'static str, u64)> {
+        self.by_role
+            .iter()
+            .map(|(role, lost)| (*role, of(lost)))
+            .filter(|(_, count)| *count > 0)
+            .collect()
     }
 }
 

@@ -4,13 +4,14 @@
 //! on per-CPU lists as in use; so the node's sum is right but for those, and for what came or went
 //! without an event.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use serde::Serialize;
 
 use crate::{
     kernel::proc::slabinfo::SlabCache,
     ledger::slab::NodeBytes,
+    reconcile::report::RoleLost,
     view::size::{count, human},
 };
 
@@ -33,11 +34,79 @@ pub struct SlabLine {
     pub objects: i64,
     /// At `kmem_cache.size` each.
     pub bytes: i64,
+    /// What losses make of `objects` and `bytes`.
+    pub bytes_are: Reading,
     pub allocated_bytes: u64,
     pub freed_bytes: u64,
     /// Our change in live objects of this cache, over all cgroups, by the kernel's; for caches
     /// that moved by more than 1 MiB.
     pub coverage: Option<f64>,
+}
+
+/// How a figure of what came less what went is to be read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reading {
+    /// No event of it is known to be lost.
+    #[default]
+    Counted,
+    /// Some that came are not in it.
+    AtLeast,
+    /// Some that went are not in it.
+    AtMost,
+    /// Both.
+    About,
+}
+
+impl Reading {
+    /// Before a figure on the screen.
+    pub fn sign(self) -> &'static str {
+        match self {
+            Self::Counted => "",
+            Self::AtLeast => "≥ ",
+            Self::AtMost => "≤ ",
+            Self::About => "≈ ",
+        }
+    }
+}
+
+/// What the slab programs lost; with any of it lines say what their bytes are.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct SlabLost {
+    /// Events that found the map of sums full.
+    pub map_full: u64,
+    /// Objects without a payer that could not be remembered: their end counts under others.
+    pub objects: u64,
+    /// Objects whose slab page could not be found, or named another cache than the event.
+    pub misread: u64,
+    /// Runs of the slab programs that the kernel skipped, as far as it counts them.
+    pub skipped: u64,
+    pub by_role: BTreeMap<&'static str, RoleLost>,
+}
+
+impl SlabLost {
+    pub fn is_nothing(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// What that makes of a line of objects that somebody pays for, or (`is_charged` false) nobody.
+    pub fn reading(&self, is_charged: bool) -> Reading {
+        let any = |role: &str, of: fn(&RoleLost) -> u64| self.by_role.get(role).map_or(0, of) > 0;
+        let of = |lost: &RoleLost| lost.map_full + lost.skipped;
+        // Which of the two was misread, or which helper's run was skipped, nobody knows.
+        let both = self.misread > 0
+            || self.by_role.iter().any(|(role, lost)| {
+                !matches!(*role, "slab.alloc" | "slab.free") && lost.skipped > 0
+            });
+        let came = both || any("slab.alloc", of);
+        let went = both || any("slab.free", of) || (!is_charged && self.objects > 0);
+        match (came, went) {
+            (false, false) => Reading::Counted,
+            (true, false) => Reading::AtLeast,
+            (false, true) => Reading::AtMost,
+            (true, true) => Reading::About,
+        }
+    }
 }
 
 /// Charged to one cgroup, asked for by a task of another.
@@ -77,6 +146,8 @@ pub struct NodeLine {
     /// What is left.
     pub residual_bytes: i64,
     pub unseen: Vec<UnseenLine>,
+    /// Slab events that are in none of these.
+    pub lost: SlabLost,
 }
 
 /// Where the slab went.
@@ -88,14 +159,6 @@ pub struct SlabReport {
     pub large: Vec<SlabLine>,
     pub wrong_payers: Vec<WrongPayerLine>,
     pub node: NodeLine,
-    /// Events that found the map of sums full.
-    pub lost_keys: u64,
-    /// Objects without a payer that could not be remembered.
-    pub lost_objects: u64,
-    /// Objects whose slab page could not be found, or named another cache than the event.
-    pub misread: u64,
-    /// Runs of the slab programs that the kernel skipped, as far as it counts them.
-    pub skipped: u64,
 }
 
 /// The kernel's slab figures at one moment.
@@ -192,6 +255,7 @@ pub fn node(
         unseen_bytes,
         residual_bytes: slab_delta_bytes - explained,
         unseen,
+        lost: SlabLost::default(),
     }
 }
 
@@ -330,6 +394,7 @@ mod tests {
 
     fn line(cache: &str, cause: &'static str, site: &str, objects: i64, bytes: i64) -> SlabLine {
         SlabLine {
+            bytes_are: Reading::Counted,
             cgroup: "/a".to_owned(),
             cache: cache.to_owned(),
             cause,
@@ -400,10 +465,6 @@ mod tests {
                 not_charged_bytes: 205_760,
                 ..NodeLine::default()
             },
-            lost_keys: 0,
-            lost_objects: 0,
-            misread: 0,
-            skipped: 0,
         };
         let said = verdict(&report);
         assert_eq!(said.len(), 3);
@@ -434,11 +495,38 @@ mod tests {
                 charged_bytes: 2048,
                 ..NodeLine::default()
             },
-            lost_keys: 0,
-            lost_objects: 0,
-            misread: 0,
-            skipped: 0,
         };
         assert!(verdict(&report).is_empty());
+    }
+
+    #[test]
+    fn what_was_lost_says_how_a_line_is_to_be_read() {
+        let lost = |role, map_full, skipped| SlabLost {
+            by_role: BTreeMap::from([(
+                role,
+                RoleLost {
+                    ring: 0,
+                    map_full,
+                    skipped,
+                },
+            )]),
+            ..SlabLost::default()
+        };
+        let both = |lost: &SlabLost| [lost.reading(true), lost.reading(false)];
+        assert_eq!(both(&SlabLost::default()), [Reading::Counted; 2]);
+        assert_eq!(both(&lost("slab.alloc", 3, 0)), [Reading::AtLeast; 2]);
+        assert_eq!(both(&lost("slab.free", 0, 2)), [Reading::AtMost; 2]);
+        assert_eq!(both(&lost("slab.charge", 0, 1)), [Reading::About; 2]);
+        let forgotten = SlabLost {
+            objects: 5,
+            ..SlabLost::default()
+        };
+        assert_eq!(both(&forgotten), [Reading::Counted, Reading::AtMost]);
+        let misread = SlabLost {
+            misread: 1,
+            ..SlabLost::default()
+        };
+        assert_eq!(both(&misread), [Reading::About; 2]);
+        assert_eq!(Reading::AtLeast.sign(), "≥ ");
     }
 }

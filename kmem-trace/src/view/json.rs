@@ -8,6 +8,7 @@ use crate::{
     diagnosis::page::Page,
     hooks::plan::Row,
     reconcile::{
+        overhead::Decision,
         report::{Report, Summary},
         slab::{NodeLine, SlabLine},
     },
@@ -23,6 +24,16 @@ pub struct PlanLine<'a> {
     pub roles: &'a [Row],
 }
 
+/// Less is followed from now on.
+#[derive(Clone, Debug, Serialize)]
+pub struct StepLine {
+    pub elapsed_s: f64,
+    #[serde(flatten)]
+    pub decision: Decision,
+    pub off: &'static str,
+    pub cannot_say: &'static str,
+}
+
 /// Any line.
 #[derive(Clone, Debug, Serialize)]
 #[serde(tag = "type", rename_all = "lowercase")]
@@ -31,6 +42,7 @@ pub enum Line<'a> {
     Doctor(&'a Page),
     Event(&'a super::event::Event),
     Report(&'a Report),
+    Step(&'a StepLine),
     Slab(&'a SlabLine),
     Node(&'a NodeLine),
     Summary(&'a Summary),

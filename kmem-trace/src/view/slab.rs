@@ -2,7 +2,10 @@
 
 use std::io::{self, Write};
 
-use super::size::{count, human};
+use super::{
+    size::{count, human},
+    table::named,
+};
 use crate::reconcile::slab::{SlabLine, SlabReport, because};
 
 /// Caches and causes shown by name; the rest is one line.
@@ -75,14 +78,22 @@ pub fn report(out: &mut impl Write, slab: &SlabReport) -> io::Result<()> {
             &format!("{} {what}", count(unseen.objects.unsigned_abs())),
         )?;
     }
-    if slab.lost_keys + slab.lost_objects + slab.misread + slab.skipped > 0 {
+    let lost = &node.lost;
+    if !lost.is_nothing() {
+        let roles: Vec<_> = lost
+            .by_role
+            .iter()
+            .map(|(role, lost)| (*role, lost.map_full + lost.skipped))
+            .filter(|(_, count)| *count > 0)
+            .collect();
         writeln!(
             out,
-            "  LOST: {} slab events (map full), {} objects not remembered (--max-objects), {} misread, {} program runs skipped",
-            count(slab.lost_keys),
-            count(slab.lost_objects),
-            count(slab.misread),
-            count(slab.skipped)
+            "  LOST: {} slab events (map full), {} objects not remembered (--max-objects), {} misread, {} program runs skipped{}: ≥ at least, ≤ at most, ≈ about",
+            count(lost.map_full),
+            count(lost.objects),
+            count(lost.misread),
+            count(lost.skipped),
+            named(&roles)
         )?;
     }
     out.flush()
@@ -116,7 +127,8 @@ fn rows(
                 coverage * 100.0
             ));
         }
-        figure(out, &format!("    {}", line.cache), line.bytes, &remark)?;
+        let bytes = format!("{}{}", line.bytes_are.sign(), plain(line.bytes));
+        row(out, &format!("    {}", line.cache), &bytes, &remark)?;
     }
     let rest: i64 = lines[worth..].iter().map(|line| line.bytes).sum();
     if rest != 0 {
@@ -131,7 +143,11 @@ fn rows(
 }
 
 fn figure(out: &mut impl Write, label: &str, bytes: i64, remark: &str) -> io::Result<()> {
-    let line = format!("{label:<28}{:>16}   {remark}", plain(bytes));
+    row(out, label, &plain(bytes), remark)
+}
+
+fn row(out: &mut impl Write, label: &str, bytes: &str, remark: &str) -> io::Result<()> {
+    let line = format!("{label:<28}{bytes:>16}   {remark}");
     writeln!(out, "{}", line.trim_end())
 }
 

@@ -2,7 +2,10 @@
 
 use std::io::{self, Write};
 
-use super::size::{count, human, signed};
+use super::{
+    json::StepLine,
+    size::{count, human, signed},
+};
 use crate::reconcile::report::{Report, SelfCost, Summary};
 
 /// What stands above every screen.
@@ -196,12 +199,46 @@ fn lost_text(report: &Report) -> String {
     if lost.is_nothing() {
         return "nothing lost".to_owned();
     }
+    let by = |of| named(&lost.roles(of));
     format!(
-        "LOST: {} records (ring full; totals not touched), {} charges (map full or unreadable), {} program runs skipped",
+        "LOST: {} records{} (ring full; totals not touched), {} charges{} (map full or unreadable), {} program runs{} skipped",
         count(lost.ring),
+        by(|it| it.ring),
         count(lost.map_full),
-        count(lost.skipped)
+        by(|it| it.map_full),
+        count(lost.skipped),
+        by(|it| it.skipped),
     )
+}
+
+/// ` [counter.charge 3, counter.uncharge 1]`; nothing where there is none.
+pub(super) fn named(roles: &[(&str, u64)]) -> String {
+    if roles.is_empty() {
+        return String::new();
+    }
+    let each: Vec<String> = roles
+        .iter()
+        .map(|(role, lost)| format!("{role} {}", count(*lost)))
+        .collect();
+    format!(" [{}]", each.join(", "))
+}
+
+/// Prints what is left off from now on.
+///
+/// # Errors
+/// Where the output does not take it.
+pub fn step(out: &mut impl Write, step: &StepLine) -> io::Result<()> {
+    let cost = &step.decision;
+    write!(
+        out,
+        "\nstep down at +{:.1} s: tracing costs {:.2} % of all CPUs, more than {} %: off goes {}",
+        step.elapsed_s, cost.overhead_pct, cost.max_overhead_pct, step.off
+    )?;
+    match step.cannot_say {
+        "" => writeln!(out, " (a longer --interval costs less)")?,
+        what => writeln!(out, "; no figure says from now on {what}")?,
+    }
+    out.flush()
 }
 
 /// Prints the end of a run.

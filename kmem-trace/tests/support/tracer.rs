@@ -11,11 +11,11 @@ use std::{
 
 use nix::{
     sys::signal::{Signal, kill},
-    unistd::Pid,
+    unistd::{Pid, geteuid},
 };
 use serde_json::Value;
 
-use super::{lines, machine, soon};
+use super::{cgroup, lines, machine, soon};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -299,6 +299,28 @@ pub fn answer(mut command: Command) -> Answer {
         out: out.join().expect("read"),
         error: error.join().expect("read"),
     }
+}
+
+/// Whether something can be traced here; says why where not.
+pub fn traceable() -> bool {
+    if !geteuid().is_root() {
+        machine::skip("needs root, to load BPF programs and make cgroups");
+        return false;
+    }
+    if !cgroup::is_there() {
+        machine::skip("no memory cgroup hierarchy below /sys/fs/cgroup");
+        return false;
+    }
+    let doctor = ask("doctor --format json");
+    // The plan comes before the doctor's page.
+    let line = doctor.out.lines().next().unwrap_or_default();
+    let plan: Value =
+        serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {doctor:?}"));
+    if plan["mode"] == "missing" {
+        machine::skip("doctor says that this kernel allows no ledger");
+        return false;
+    }
+    true
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {

@@ -116,6 +116,7 @@ fn constants(plan: &Plan, request: &Request) -> Result<Config> {
         u32::from(request.roles.contains("slab.alloc") || request.roles.contains("slab.free"));
     config.stream_limits = 1;
     config.own_cgroup = verify::own_cgroup(&request.mount);
+    config.may_switch = u32::from(request.may_step_down);
     config.attribute_slab = u32::from(plan.slab);
     config.wake_bytes = request.sizes.ring_bytes / 4;
     Ok(config)

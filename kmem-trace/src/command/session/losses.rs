@@ -1,16 +1,23 @@
 //! What is in no total, and what this kernel cannot say.
 
+use std::collections::BTreeMap;
+
 use anyhow::Result;
 use aya::util::online_cpus;
 use kmem_trace_ebpf::totals::{
-    COUNTERS, LOST_DEPTH, LOST_MAP_FULL, LOST_PAGES, LOST_RING, LOST_UNREAD,
+    COUNTERS, LOST_DEPTH, LOST_MAP_FULL, LOST_OBJECTS, LOST_PAGES, LOST_RING, LOST_UNREAD,
+    ROLE_NAMES, SLAB_MISREAD,
 };
 
 use super::Session;
 use crate::{
     hooks::{accounting, table::Mechanism},
     kernel::cgroupfs::{self, CgroupDir},
-    reconcile::{report::Lost, usage::STOCK_PAGES},
+    reconcile::{
+        report::{Lost, RoleLost},
+        slab::SlabLost,
+        usage::STOCK_PAGES,
+    },
 };
 
 impl Session {
@@ -25,6 +32,7 @@ impl Session {
         if self.shares_a_guard() && !self.counts_skips() {
             limits.push("this kernel does not count probe runs that it skips: lost.skipped is a lower bound".to_owned());
         }
+        limits.extend(self.stepped_down());
         limits
     }
 
@@ -52,15 +60,67 @@ impl Session {
         cpus * accounting::cached_per_cpu(self.inspection.btf.as_ref().ok()) * STOCK_PAGES
     }
 
-    /// What was lost so far.
-    pub fn lost(&mut self) -> Lost {
-        Lost {
-            ring: self.attached.tally(LOST_RING),
-            map_full: self.attached.tally(LOST_MAP_FULL)
-                + self.attached.tally(LOST_UNREAD)
-                + self.attached.tally(LOST_DEPTH),
-            skipped: self.attached.skipped(),
+    /// What was lost so far, but for slab.
+    pub fn lost(&self) -> Lost {
+        let is_ledger = |role: &str| role.starts_with("counter.") || role == "memcg.state";
+        let mut by_role = self.lost_by_role();
+        for (role, lost) in &mut by_role {
+            if is_slab(role) {
+                (lost.map_full, lost.skipped) = (0, 0);
+            }
         }
+        let deep = self.attached.tally(LOST_DEPTH);
+        if deep > 0 {
+            by_role.entry("counter.charge").or_default().map_full += deep;
+        }
+        by_role.retain(|_, lost| *lost != RoleLost::default());
+        let ledger = || {
+            by_role
+                .iter()
+                .filter(|(role, _)| is_ledger(role))
+                .map(|(_, lost)| lost)
+        };
+        Lost {
+            ring: by_role.values().map(|lost| lost.ring).sum(),
+            map_full: ledger().map(|lost| lost.map_full).sum(),
+            skipped: ledger().map(|lost| lost.skipped).sum(),
+            by_role,
+        }
+    }
+
+    /// What the slab programs lost so far.
+    pub(super) fn slab_lost(&self) -> SlabLost {
+        let mut by_role = self.lost_by_role();
+        by_role.retain(|role, lost| {
+            lost.ring = 0;
+            is_slab(role) && *lost != RoleLost::default()
+        });
+        SlabLost {
+            map_full: by_role.values().map(|lost| lost.map_full).sum(),
+            objects: self.attached.tally(LOST_OBJECTS),
+            misread: self.attached.tally(SLAB_MISREAD),
+            skipped: by_role.values().map(|lost| lost.skipped).sum(),
+            by_role,
+        }
+    }
+
+    fn lost_by_role(&self) -> BTreeMap<&'static str, RoleLost> {
+        let tally = |first: u32, role: u32| self.attached.tally(first + role);
+        let mut by_role: BTreeMap<&'static str, RoleLost> = BTreeMap::new();
+        for (place, role) in (0..).zip(ROLE_NAMES) {
+            by_role.insert(
+                role,
+                RoleLost {
+                    ring: tally(LOST_RING, place),
+                    map_full: tally(LOST_MAP_FULL, place) + tally(LOST_UNREAD, place),
+                    skipped: 0,
+                },
+            );
+        }
+        for (role, skipped) in self.attached.skipped() {
+            by_role.entry(role).or_default().skipped += skipped;
+        }
+        by_role
     }
 
     /// Pages that are in no total, at most.
@@ -72,6 +132,7 @@ impl Session {
             .max()
             .unwrap_or(0);
         let mut pages = self.attached.tally(LOST_PAGES) + lost.skipped * largest.max(STOCK_PAGES);
+        pages += self.retired.nameless_pages;
         if !self.plan.exact {
             // Cgroups made and gone before their directory could be looked at: ours or not, nobody
             // can tell, so what they still hold may be missing from the ledger.
@@ -105,4 +166,8 @@ impl Session {
             self.tree.see(dir.id, &dir.path_in_hierarchy);
         }
     }
+}
+
+fn is_slab(role: &str) -> bool {
+    role.starts_with("slab.")
 }

@@ -4,6 +4,8 @@
 //! - [`attaching`]: the best plan that the kernel takes.
 //! - [`reading`]: totals and files read around each other, and the bases taken from them.
 //! - [`reporting`]: readings → reports.
+//! - [`retiring`]: what released cgroups held goes to their heirs, and their places are given back.
+//! - [`steps`]: less is followed, to cost less.
 //! - [`slab`]: the slab sums, named and held against the kernel's figures.
 //! - [`losses`]: what is in no total, and what this kernel cannot say.
 
@@ -11,7 +13,9 @@ pub mod attaching;
 mod losses;
 mod reading;
 mod reporting;
+mod retiring;
 mod slab;
+mod steps;
 
 pub use reading::page_bytes;
 
@@ -42,6 +46,7 @@ use crate::{
     ledger::{book::Streamed, tree::Tree},
     reconcile::{
         limit,
+        overhead::Step,
         report::{ProgramCost, SelfCost, StreamCheck},
         usage::Base,
     },
@@ -70,6 +75,8 @@ pub struct Request {
     pub strike: Struck,
     /// Let the kernel measure the programs.
     pub bpf_stats: bool,
+    /// They are measured, and what costs too much is switched off.
+    pub may_step_down: bool,
 }
 /// Longer than any page counter call takes: after it, none is under way that began before.
 const SETTLE: Duration = Duration::from_millis(20);
@@ -84,7 +91,7 @@ pub struct Session {
     request: Request,
     attached: Attached,
     /// The kernel measures the programs while this is there.
-    _measuring: Option<Measuring>,
+    measuring: Option<Measuring>,
     started: Instant,
     /// Bases of the cgroups that were there at attach, by counter.
     bases: HashMap<(u64, &'static str), Base>,
@@ -98,6 +105,9 @@ pub struct Session {
     dirty: bool,
     functions: callsite::Functions,
     slab_start: slab::SlabStart,
+    retired: retiring::Retired,
+    /// Steps taken, and when.
+    steps: Vec<(Step, Duration)>,
 }
 impl Session {
     /// Plans, attaches and takes the base of each cgroup.
@@ -119,9 +129,9 @@ impl Session {
             bail!("cannot use BPF: {why}; {mend}see `kmem-trace doctor`");
         }
         attaching::raise_memlock();
-        let measuring = match request.bpf_stats {
+        let measuring = match request.bpf_stats || request.may_step_down {
             true => Some(stats::measure().context(
-                "cannot switch the kernel's BPF statistics on (Linux 5.8 and later have them); leave --bpf-stats out",
+                "cannot switch the kernel's BPF statistics on (Linux 5.8 and later have them); leave --bpf-stats and --max-overhead out",
             )?),
             false => None,
         };
@@ -144,7 +154,7 @@ impl Session {
             tree: Tree::default(),
             streamed: Streamed::default(),
             attached,
-            _measuring: measuring,
+            measuring,
             started: Instant::now(),
             bases: HashMap::new(),
             reported: Vec::new(),
@@ -154,6 +164,8 @@ impl Session {
             dirty: false,
             functions: callsite::Functions::default(),
             slab_start: slab::SlabStart::default(),
+            retired: retiring::Retired::default(),
+            steps: Vec::new(),
             request,
         };
         session.slab_begin();
@@ -248,7 +260,9 @@ impl Session {
 
     fn apply_cgroup(&mut self, record: &CgroupRecord) {
         let path = text(&record.path);
-        let path = (!path.is_empty()).then(|| Path::new(OsStr::from_bytes(path)));
+        // What fills the record may go on beyond it: the directory has the whole of it.
+        let is_whole = !path.is_empty() && path.len() + 1 < record.path.len();
+        let path = is_whole.then(|| Path::new(OsStr::from_bytes(path)));
         match record.op {
             OP_MKDIR => match path {
                 Some(path) => self.tree.see(record.cgroup_id, path),
@@ -256,7 +270,11 @@ impl Session {
                 None => self.dirty = true,
             },
             OP_RMDIR => self.tree.removed(record.cgroup_id, path),
-            OP_RELEASE => self.tree.released(record.cgroup_id, path),
+            OP_RELEASE => {
+                self.tree.released(record.cgroup_id, path);
+                self.retired.ids.push(record.cgroup_id);
+                self.retired.is_due = true;
+            }
             OP_RENAME => match path {
                 Some(path) => self.tree.renamed(record.cgroup_id, path),
                 None => self.dirty = true,
@@ -310,7 +328,7 @@ impl Session {
 
     /// After [`Self::detach`] and with the ring drained: do records and totals say the same?
     pub fn stream_check(&mut self) -> Result<Option<StreamCheck>> {
-        if !self.plan.exact {
+        if !self.plan.exact || !self.streams() {
             return Ok(None);
         }
         let reading = self.reading();

@@ -14,7 +14,7 @@ use kmem_trace_ebpf::totals::{
 use super::Session;
 use crate::{
     kernel::cgroupfs::{self, CounterValues, Hierarchy},
-    ledger::book::{Moved, Reading, moved},
+    ledger::book::{Moved, Reading, add_up, moved},
     reconcile::usage::{Base, Bracket},
 };
 
@@ -81,6 +81,10 @@ impl Session {
             if totals != Totals::default() || !reading.contains_key(&cgroup.cgroup_id) {
                 reading.insert(cgroup.cgroup_id, totals);
             }
+            self.retired.is_due |= cgroup.released != 0;
+        }
+        for (id, totals) in &self.retired.totals {
+            add_up(reading.entry(*id).or_default(), totals);
         }
         reading
     }

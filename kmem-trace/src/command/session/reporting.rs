@@ -46,7 +46,7 @@ impl Session {
             let Some(bracket) = brackets.get(&(dir.id, "memory")) else {
                 continue;
             };
-            reports.push(self.report(&dir, bracket, &brackets, lost, lost_pages));
+            reports.push(self.report(&dir, bracket, &brackets, lost.clone(), lost_pages));
         }
         Ok(reports)
     }
@@ -117,8 +117,9 @@ impl Session {
                 _ => dead += 1,
             }
         }
+        dead += self.tree.forgotten_below(dir.id);
         let sees_users = self.plan.attaches("charge.user", &self.request.roles);
-        let streams = self.plan.exact;
+        let streams = self.plan.exact && self.streams();
         let streamed_pages: i64 = slots
             .iter()
             .map(|slot| self.streamed.net(&self.tree, dir.id)[*slot])
@@ -149,8 +150,8 @@ impl Session {
             user_refusals: sees_users.then_some(now.user_refusals),
             streamed_bytes: streams.then_some(streamed_pages * page.cast_signed()),
             totals_bytes: net_bytes,
-            lost,
             limits: self.limits(&lost),
+            lost,
             own: None,
         }
     }

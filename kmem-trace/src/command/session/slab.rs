@@ -2,10 +2,7 @@
 
 use std::collections::HashMap;
 
-use kmem_trace_ebpf::{
-    sums::OTHERS,
-    totals::{LOST_OBJECTS, LOST_SLAB_KEYS, SLAB_MISREAD},
-};
+use kmem_trace_ebpf::sums::{CAUSE_CHARGED, OTHERS};
 
 use super::Session;
 use crate::{
@@ -25,7 +22,7 @@ pub(super) struct SlabStart {
     figures: SlabFigures,
     /// What was added up while programs were still being attached: a free may have been missed
     /// then, so none of it counts.
-    reading: SlabReading,
+    pub(super) reading: SlabReading,
 }
 
 /// The kernel's slab figures now.
@@ -49,9 +46,13 @@ impl Session {
         }
     }
 
-    /// The kernel-side sums, added up over CPUs.
+    /// The sums, added up over CPUs, with what was taken out of the kernel already.
     fn slab_reading(&self) -> SlabReading {
-        self.attached.slab().collect()
+        let mut reading = self.retired.slab.clone();
+        for (key, sums) in self.attached.slab() {
+            slab::add_up(&mut reading, key, &sums);
+        }
+        reading
     }
 
     fn cache_name(&self, address: u64) -> String {
@@ -73,9 +74,10 @@ impl Session {
 
     /// Slab of each traced subtree, and of the node; `None` where slab is not attributed.
     pub fn slab_report(&mut self) -> Option<SlabReport> {
-        if !self.plan.slab {
+        if !self.plan.slab || self.slab_ended() {
             return None;
         }
+        let lost = self.slab_lost();
         let reading = slab::since(&self.slab_reading(), &self.slab_start.reading);
         let now = figures();
         let books: Vec<(u64, SlabBook)> = self
@@ -99,11 +101,9 @@ impl Session {
                 &now,
                 coverage.unseen,
             ),
-            lost_keys: self.attached.tally(LOST_SLAB_KEYS),
-            lost_objects: self.attached.tally(LOST_OBJECTS),
-            misread: self.attached.tally(SLAB_MISREAD),
-            skipped: self.attached.slab_skipped(),
         };
+        let readings = [lost.reading(false), lost.reading(true)];
+        report.node.lost = lost;
         for (id, book) in &books {
             let cgroup = name::path(&self.tree.name(*id));
             let line = |row: &SlabRow| {
@@ -116,6 +116,7 @@ impl Session {
                     call_site: (row.call_site != 0).then(|| self.call_site(row.call_site)),
                     objects: row.objects(),
                     bytes: row.bytes(),
+                    bytes_are: readings[usize::from(row.cause == CAUSE_CHARGED)],
                     allocated_bytes: row.allocated_bytes,
                     freed_bytes: row.freed_bytes,
                 }

@@ -1,0 +1,164 @@
+//! What released cgroups held, moved to those who inherit it, and their places given back: however
+//! many cgroups come and go, kernel-side maps and this process hold what lives.
+//!
+//! The kernel lets go of a cgroup after the last charge to it is undone, and its programs say so in
+//! its place and by a record. Once all records before that one are applied, nothing names it any
+//! more but objects that it asked for and nobody pays for.
+
+use std::{
+    collections::{HashMap, HashSet},
+    time::{Duration, Instant},
+};
+
+use kmem_trace_ebpf::totals::{COUNTERS, Totals};
+
+use super::Session;
+use crate::ledger::{
+    book,
+    slab::{self, SlabReading},
+};
+
+/// Longer than a program runs that has looked a place up just before it was forgotten.
+const GRACE: Duration = Duration::from_millis(50);
+
+/// What was taken out of the kernel, and what is on its way.
+#[derive(Default)]
+pub(super) struct Retired {
+    /// By who inherited.
+    pub(super) totals: HashMap<u64, Totals>,
+    pub(super) slab: SlabReading,
+    /// Pages that may be missing from the ledger, of cgroups that nobody could name.
+    pub(super) nameless_pages: u64,
+    /// Something was released since the last look.
+    pub(super) is_due: bool,
+    /// Released by their records.
+    pub(super) ids: Vec<u64>,
+    /// Places of slab sums that are no longer found by their keys, and since when.
+    forgotten: Vec<(usize, Instant)>,
+}
+
+impl Session {
+    /// Retires what was released. With all rings empty: records that are still to come would be
+    /// put down to cgroups that are no longer known.
+    pub fn retire(&mut self) {
+        if std::mem::take(&mut self.retired.is_due) {
+            let places = self.attached.released();
+            let mut ids: HashSet<u64> = std::mem::take(&mut self.retired.ids).into_iter().collect();
+            for (place, id) in places {
+                if self.retire_totals(place, id) {
+                    ids.insert(id);
+                } else {
+                    ids.remove(&id);
+                }
+            }
+            for id in ids {
+                self.retire_cgroup(id);
+            }
+            self.forget_slab();
+        }
+        self.retire_slab();
+    }
+
+    fn is_target(&self, id: u64) -> bool {
+        self.request.targets.iter().any(|target| target.id == id)
+    }
+
+    /// Takes the totals out of a released cgroup's place; false where they stay.
+    fn retire_totals(&mut self, place: usize, id: u64) -> bool {
+        if self.is_target(id) {
+            return false;
+        }
+        let is_ours = |session: &Self| {
+            let mut targets = session.request.targets.iter();
+            targets.any(|target| session.tree.is_within(id, target.id))
+        };
+        let heir = self.tree.heir(id).filter(|_| is_ours(self));
+        if heir.is_none() && self.plan.exact {
+            // Ours by what the programs saw, and nobody knows below whom.
+            return false;
+        }
+        let totals = self.attached.take_totals(place);
+        match heir {
+            Some(heir) => book::add_up(self.retired.totals.entry(heir).or_default(), &totals),
+            None if self.tree.get(id).is_none() && !self.unnamed_at_start.contains(&id) => {
+                let left = COUNTERS..totals.charged.len();
+                self.retired.nameless_pages += left
+                    .map(|slot| totals.charged[slot].abs_diff(totals.uncharged[slot]))
+                    .sum::<u64>();
+            }
+            // Another's, by its name.
+            None => {}
+        }
+        true
+    }
+
+    /// Forgets a released cgroup, whose heir has its sums from now on.
+    fn retire_cgroup(&mut self, id: u64) {
+        // One whose place stays is still needed.
+        if self.is_target(id) {
+            return;
+        }
+        if let Some(heir) = self.tree.heir(id) {
+            if let Some(totals) = self.retired.totals.remove(&id) {
+                book::add_up(self.retired.totals.entry(heir).or_default(), &totals);
+            }
+            self.streamed.inherit(id, heir);
+        }
+        self.tree.forget(id);
+    }
+
+    /// Keeps the programs from finding the sums of the forgotten.
+    fn forget_slab(&mut self) {
+        if !self.plan.slab {
+            return;
+        }
+        let waiting: HashSet<usize> = self
+            .retired
+            .forgotten
+            .iter()
+            .map(|(place, _)| *place)
+            .collect();
+        let tree = &self.tree;
+        let dead = self
+            .attached
+            .slab_places(|key| slab::is_of_the_forgotten(key, tree));
+        for place in dead {
+            if !waiting.contains(&place) && self.attached.forget_slab(place) {
+                self.retired.forgotten.push((place, Instant::now()));
+            }
+        }
+        let rows: Vec<_> = self
+            .retired
+            .slab
+            .extract_if(|key, _| slab::is_of_the_forgotten(key, tree))
+            .collect();
+        for (key, sums) in rows {
+            slab::add_up(
+                &mut self.retired.slab,
+                slab::inherited(&key, &self.tree),
+                &sums,
+            );
+        }
+    }
+
+    /// Takes the sums that nobody adds to any more.
+    fn retire_slab(&mut self) {
+        let mut due: Vec<usize> = Vec::new();
+        self.retired.forgotten.retain(|(place, since)| {
+            let is_due = since.elapsed() >= GRACE;
+            if is_due {
+                due.push(*place);
+            }
+            !is_due
+        });
+        for place in due {
+            let (key, sums) = self.attached.take_slab(place);
+            let heir = slab::inherited(&key, &self.tree);
+            slab::add_up(&mut self.retired.slab, heir, &sums);
+            // What was counted before the beginning goes the same way.
+            if let Some(base) = self.slab_start.reading.remove(&key) {
+                slab::add_up(&mut self.slab_start.reading, heir, &base);
+            }
+        }
+    }
+}

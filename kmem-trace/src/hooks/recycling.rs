@@ -1,0 +1,92 @@
+//! Places of the kernel-side sums, given back once nothing is added to them any more, and the
+//! switches that programs look at while they run.
+//!
+//! What a place held is read and cleared through the mapping, and given back by a program that is
+//! run on request: a system call on the map would keep kprobe programs from running meanwhile (see
+//! [`super::mapping`]). Whose a place was, and who inherits what it held, is the session's to know.
+
+use aya::{Ebpf, RawTracePointRunOptions, TestRun as _, programs::RawTracePoint};
+use kmem_trace_ebpf::{
+    sums::{SlabKey, SlabSums},
+    totals::{FORGET_SLAB, GIVE_BACK, GIVE_BACK_SLAB, Totals},
+};
+
+use super::attach::Attached;
+
+const PROGRAM: &str = "rt_give_back";
+
+/// Loads the program; without it (the kernel runs programs on request since 5.10) places stay taken.
+pub(super) fn load(ebpf: &mut Ebpf) {
+    let loaded = program(ebpf).map(RawTracePoint::load);
+    if let Some(Err(error)) = loaded {
+        log::debug!("places cannot be given back: {error}");
+    }
+}
+
+fn program(ebpf: &mut Ebpf) -> Option<&mut RawTracePoint> {
+    ebpf.program_mut(PROGRAM)?.try_into().ok()
+}
+
+impl Attached {
+    /// Places of cgroups that the kernel has let go of, and their ids.
+    pub fn released(&self) -> Vec<(usize, u64)> {
+        (0..self.cgroups.elements())
+            .map(|place| (place, self.cgroups.get(place)))
+            .filter(|(_, it)| it.cgroup_id != 0 && it.released != 0)
+            .map(|(place, it)| (place, it.cgroup_id))
+            .collect()
+    }
+
+    /// Takes the totals of a released cgroup out of their place, which is free from then on.
+    pub fn take_totals(&mut self, place: usize) -> Totals {
+        let totals = self.totals(place);
+        self.totals.clear_copies(place, self.cgroups.elements());
+        self.cgroups.clear(place);
+        self.run(GIVE_BACK, place);
+        totals
+    }
+
+    /// Places of slab sums with keys that `wanted` accepts.
+    pub fn slab_places(&self, wanted: impl Fn(&SlabKey) -> bool) -> Vec<usize> {
+        (0..self.slab_keys.elements())
+            .filter(|place| {
+                let key = self.slab_keys.get(*place);
+                key.taken != 0 && wanted(&key)
+            })
+            .collect()
+    }
+
+    /// Keeps programs from finding a place of the slab sums from now on; those that run still add
+    /// to it. False where it was not to be found already.
+    pub fn forget_slab(&mut self, place: usize) -> bool {
+        self.run(FORGET_SLAB, place)
+    }
+
+    /// Takes the sums out of a place that was forgotten longer ago than a program runs; it is free
+    /// from then on.
+    pub fn take_slab(&mut self, place: usize) -> (SlabKey, SlabSums) {
+        let key = self.slab_keys.get(place);
+        let sums = self.slab_sums(place);
+        self.slab_sums
+            .clear_copies(place, self.slab_keys.elements());
+        self.slab_keys.clear(place);
+        self.run(GIVE_BACK_SLAB, place);
+        (SlabKey { taken: 0, ..key }, sums)
+    }
+
+    /// Turns one of the switches on, for good.
+    ///
+    /// # Errors
+    /// From the kernel; never seen.
+    pub fn switch(&mut self, which: u32) -> Result<(), aya::maps::MapError> {
+        self.switches.set(which, 1, 0)
+    }
+
+    fn run(&mut self, what: u64, place: usize) -> bool {
+        let mut options = RawTracePointRunOptions::new();
+        options.args[0] = what;
+        options.args[1] = place as u64;
+        let ran = program(&mut self.ebpf).and_then(|program| program.test_run(options).ok());
+        ran.is_some_and(|result| result.return_value == 1)
+    }
+}

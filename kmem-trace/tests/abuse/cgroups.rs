@@ -1,0 +1,151 @@
+//! Cgroups without end: many, one after the other, and deep ones.
+
+use std::{collections::HashSet, fs, path::PathBuf, thread, time::Duration};
+
+use serde_json::Value;
+
+use crate::{
+    figures, own, scaled, storm,
+    support::{
+        cgroup::{self, Cgroup},
+        lines::{self, number},
+        load, soon,
+        tracer::Tracer,
+    },
+    traceable,
+};
+
+/// Places of the totals in these tests: less than the cgroups that come.
+const PLACES: usize = 512;
+
+#[test]
+fn cgroups_that_come_and_go_take_no_memory_and_their_places_are_used_again() {
+    if !traceable() {
+        return;
+    }
+    let count = scaled(800, 10_000);
+    let parent = Cgroup::top(&own("churn"));
+    let words = format!("-c {} -i 200ms --max-cgroups {PLACES}", parent.name);
+    let tracer = Tracer::start(&words);
+    let names = Tracer::start(&format!(
+        "-c {} --no-slab --events cgroup.lifecycle",
+        parent.name
+    ));
+    let exact = tracer.plan()["mode"] == "exact";
+    let rss = |report: &Value| number(&report["self"], "rss_bytes");
+    let mut early = 0;
+    for number in 0..count {
+        let child = parent.child(&format!("c{number}"));
+        storm::process(&child);
+        assert!(child.remove(), "{} stays", child.name);
+        if number == count / 5 {
+            early = rss(&tracer.next_report(&parent.name));
+        }
+    }
+    // The kernel lets go of the last ones a little later.
+    thread::sleep(Duration::from_millis(500));
+    let report = tracer.next_report(&parent.name);
+    lines::assert_holds(&report);
+    let skipped = number(&report["lost"], "skipped");
+    if exact && skipped == 0 {
+        lines::assert_exact(&report);
+    }
+    assert_eq!(number(&report["lost"], "map_full"), 0, "{report}");
+    assert_eq!(number(&report, "descendants"), 0, "{report}");
+    assert_eq!(number(&report, "dead_descendants"), count, "{report}");
+    let grown = rss(&report) - early;
+    figures(&format!(
+        "{count} cgroups, {PLACES} places: resident memory {early} + {grown} bytes, residual {} of {} bytes, {skipped} runs skipped",
+        number(&report, "residual_bytes"),
+        number(&report, "bound_bytes"),
+    ));
+    assert!(grown < 4 << 20, "{grown} bytes more than {early}");
+    let nodes = tracer.all();
+    if let Some(node) = lines::of_type(&nodes, "node").last() {
+        assert_eq!(number(&node["lost"], "map_full"), 0, "{node}");
+    }
+    let ended = tracer.end();
+    let summary = ended.assert_fine();
+    if exact && number(&summary["lost"], "ring") == 0 {
+        assert_eq!(summary["stream"]["agrees"], true, "{summary}");
+    }
+    let ended = names.end();
+    let summary = ended.assert_fine();
+    let made: HashSet<&str> = lines::of_type(&ended.lines, "event")
+        .filter(|event| event["result"] == "made")
+        .filter_map(|event| event["cgroup"].as_str())
+        .collect();
+    let lost = number(&summary["lost"], "ring");
+    let missing = (0..count)
+        .filter(|number| !made.contains(format!("{}/c{number}", parent.name).as_str()))
+        .count();
+    assert!(
+        missing as i64 <= lost,
+        "{missing} names missing, {lost} lost"
+    );
+}
+
+/// A chain of cgroups, removed lowest first.
+struct Chain(Vec<PathBuf>);
+
+impl Chain {
+    fn below(top: &Cgroup, levels: usize) -> Self {
+        let mut chain = Self(Vec::new());
+        let mut dir = top.dir.clone();
+        for level in 0..levels {
+            if !cgroup::is_v1() {
+                fs::write(dir.join("cgroup.subtree_control"), "+memory").expect("handed down");
+            }
+            dir.push("d");
+            if let Err(error) = fs::create_dir(&dir) {
+                println!("the kernel makes no more than {level} levels: {error}");
+                break;
+            }
+            chain.0.push(dir.clone());
+        }
+        chain
+    }
+}
+
+impl Drop for Chain {
+    fn drop(&mut self) {
+        for dir in self.0.iter().rev() {
+            let gone = soon(Duration::from_secs(5), || fs::remove_dir(dir).is_ok());
+            if !gone {
+                eprintln!("{} stays behind", dir.display());
+                return;
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_charged_hundreds_of_levels_down_is_counted_at_the_top() {
+    if !traceable() {
+        return;
+    }
+    let parent = Cgroup::top(&own("deep"));
+    let words = format!("-c {} -i 200ms --no-slab", parent.name);
+    let tracer = Tracer::start(&words);
+    let exact = tracer.plan()["mode"] == "exact";
+    let chain = Chain::below(&parent, scaled(200, 1000));
+    let lowest = chain.0.last().expect("some levels").clone();
+    let before = number(&tracer.next_report(&parent.name), "ledger_bytes");
+    let held = load::start_in(&lowest, "anon=20M");
+    let report = tracer.next_report(&parent.name);
+    lines::assert_holds(&report);
+    if exact && number(&report["lost"], "skipped") == 0 {
+        assert_eq!(number(&report, "residual_bytes"), 0, "{report}");
+    }
+    let grown = number(&report, "ledger_bytes") - before;
+    assert!(grown > 19 << 20, "the ledger grew by {grown}: {report}");
+    let levels = i64::try_from(chain.0.len()).expect("few");
+    assert_eq!(number(&report, "descendants"), levels, "{report}");
+    figures(&format!(
+        "{levels} levels: residual {} bytes",
+        report["residual_bytes"]
+    ));
+    held.end();
+    drop(chain);
+    lines::assert_holds(tracer.end().assert_fine());
+}
