@@ -8,6 +8,7 @@ use std::collections::HashMap;
 
 use serde::Serialize;
 
+use super::{charged::ChargedLine, growth::GrowthLine};
 use crate::{
     kernel::proc::slabinfo::SlabCache,
     ledger::slab::NodeBytes,
@@ -45,6 +46,8 @@ pub struct SlabLine {
 pub struct WrongPayerLine {
     pub payer: String,
     pub asker: String,
+    /// `other-cgroup`: from the asker's side, why it is in no usage of its own.
+    pub cause: &'static str,
     pub cache: String,
     pub call_site: String,
     pub allocated_bytes: u64,
@@ -70,6 +73,9 @@ pub struct NodeLine {
     pub not_charged_bytes: i64,
     /// Other cgroups, the root, interrupts over other tasks.
     pub other_cgroups_bytes: i64,
+    /// Large kmallocs that the traced subtrees asked for: pages, which the kernel counts into
+    /// `Slab` (`__kmalloc_large_node`). The ends of others' do not say how large they were.
+    pub large_kmalloc_bytes: i64,
     /// Change of slab pages that hold no object.
     pub overhead_bytes: i64,
     /// Of caches in `unseen`: what slabinfo says came, less what events told.
@@ -77,6 +83,25 @@ pub struct NodeLine {
     /// What is left.
     pub residual_bytes: i64,
     pub unseen: Vec<UnseenLine>,
+    /// What `other_cgroups_bytes` is made of, most bytes first.
+    pub others: Vec<CauseBytes>,
+}
+
+/// Live bytes of one cause.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct CauseBytes {
+    /// `charged`, to a cgroup that is not traced, or why to none.
+    pub cause: &'static str,
+    pub bytes: i64,
+}
+
+impl NodeLine {
+    /// Takes large kmallocs out of what is left.
+    pub fn with_large(mut self, bytes: i64) -> Self {
+        self.large_kmalloc_bytes += bytes;
+        self.residual_bytes -= bytes;
+        self
+    }
 }
 
 /// Where the slab went.
@@ -96,6 +121,15 @@ pub struct SlabReport {
     pub misread: u64,
     /// Runs of the slab programs that the kernel skipped, as far as it counts them.
     pub skipped: u64,
+    pub findings: Findings,
+}
+
+/// What the lines do not say by themselves.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Findings {
+    pub charged: Vec<ChargedLine>,
+    /// Fastest first.
+    pub growing: Vec<GrowthLine>,
 }
 
 /// The kernel's slab figures at one moment.
@@ -192,6 +226,7 @@ pub fn node(
         unseen_bytes,
         residual_bytes: slab_delta_bytes - explained,
         unseen,
+        ..NodeLine::default()
     }
 }
 
@@ -382,6 +417,11 @@ mod tests {
         assert_eq!(node.overhead_bytes, 409_600);
         // The one object that slabinfo counts and no event told of.
         assert_eq!(node.residual_bytes, 2048);
+        let node = node.with_large(1024);
+        assert_eq!(
+            (node.large_kmalloc_bytes, node.residual_bytes),
+            (1024, 1024)
+        );
     }
 
     #[test]
@@ -404,6 +444,7 @@ mod tests {
             lost_objects: 0,
             misread: 0,
             skipped: 0,
+            findings: Findings::default(),
         };
         let said = verdict(&report);
         assert_eq!(said.len(), 3);
@@ -438,6 +479,7 @@ mod tests {
             lost_objects: 0,
             misread: 0,
             skipped: 0,
+            findings: Findings::default(),
         };
         assert!(verdict(&report).is_empty());
     }

@@ -8,8 +8,10 @@ use crate::{
     diagnosis::page::Page,
     hooks::plan::Row,
     reconcile::{
+        charged::ChargedLine,
+        growth::GrowthLine,
         report::{Report, Summary},
-        slab::{NodeLine, SlabLine},
+        slab::{NodeLine, SlabLine, WrongPayerLine},
     },
 };
 
@@ -32,6 +34,11 @@ pub enum Line<'a> {
     Event(&'a super::event::Event),
     Report(&'a Report),
     Slab(&'a SlabLine),
+    #[serde(rename = "charged-slab")]
+    ChargedSlab(&'a ChargedLine),
+    #[serde(rename = "wrong-payer")]
+    WrongPayer(&'a WrongPayerLine),
+    Growth(&'a GrowthLine),
     Node(&'a NodeLine),
     Summary(&'a Summary),
     Explain(&'a super::explain::Explained),

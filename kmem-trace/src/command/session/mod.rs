@@ -5,9 +5,11 @@
 //! - [`reading`]: totals and files read around each other, and the bases taken from them.
 //! - [`reporting`]: readings → reports.
 //! - [`slab`]: the slab sums, named and held against the kernel's figures.
+//! - [`charged`]: of slab, what is charged to a cgroup, against the kernel's counters of it.
 //! - [`losses`]: what is in no total, and what this kernel cannot say.
 
 pub mod attaching;
+mod charged;
 mod losses;
 mod reading;
 mod reporting;
@@ -41,7 +43,7 @@ use crate::{
     },
     ledger::{book::Streamed, tree::Tree},
     reconcile::{
-        limit,
+        growth, limit,
         report::{ProgramCost, SelfCost, StreamCheck},
         usage::Base,
     },
@@ -98,6 +100,8 @@ pub struct Session {
     dirty: bool,
     functions: callsite::Functions,
     slab_start: slab::SlabStart,
+    charged_start: charged::ChargedStart,
+    growth: growth::Watch,
 }
 impl Session {
     /// Plans, attaches and takes the base of each cgroup.
@@ -154,10 +158,15 @@ impl Session {
             dirty: false,
             functions: callsite::Functions::default(),
             slab_start: slab::SlabStart::default(),
+            charged_start: charged::ChargedStart::default(),
+            growth: growth::Watch::default(),
             request,
         };
         session.slab_begin();
         session.look_around();
+        if session.plan.slab {
+            session.charged_begin();
+        }
         session.take_bases().await?;
         Ok(session)
     }
