@@ -31,7 +31,7 @@ use crate::{
         proc,
     },
     reconcile::{
-        limit,
+        growth, limit,
         overhead::{Governor, Step},
         report::{Report, Summary},
         slab::{self as reconcile_slab, SlabReport},
@@ -315,6 +315,15 @@ impl<'a> Trace<'a> {
                 for line in slab.lines.iter().chain(&slab.large) {
                     self.line(&Line::Slab(line))?;
                 }
+                for line in &slab.findings.charged {
+                    self.line(&Line::ChargedSlab(line))?;
+                }
+                for line in &slab.wrong_payers {
+                    self.line(&Line::WrongPayer(line))?;
+                }
+                for line in &slab.findings.growing {
+                    self.line(&Line::Growth(line))?;
+                }
                 self.line(&Line::Node(&slab.node))?;
             }
             Format::Table => {
@@ -473,6 +482,7 @@ impl<'a> Trace<'a> {
                 ));
             }
             verdict.extend(reconcile_slab::verdict(slab));
+            verdict.extend(growth::sentences(&slab.findings.growing));
         }
         let summary = Summary {
             report,

@@ -13,6 +13,27 @@ pub fn cached_per_cpu(btf: Option<&KernelBtf>) -> u64 {
     u64::from(cached.and_then(|member| member.array_len).unwrap_or(1))
 }
 
+/// Payers that a CPU keeps bytes of the two slab counters of a cgroup for at a time: up to a page of
+/// each (`mod_objcg_state`). 0 where the kernel passes them on at once, or where nobody can tell.
+pub fn slab_cached_per_cpu(btf: Option<&KernelBtf>) -> u64 {
+    const KEPT: &str = "nr_slab_unreclaimable_b";
+    let Some(btf) = btf else {
+        return 0;
+    };
+    // `obj_stock`: one for tasks and one for interrupts.
+    [
+        ("obj_stock_pcp", 1),
+        ("obj_stock", 2),
+        ("memcg_stock_pcp", 1),
+    ]
+    .iter()
+    .find(|(stock, _)| btf.has_member(stock, KEPT))
+    .map_or(0, |(stock, copies)| {
+        let cached = btf.member(stock, "cached_objcg").ok();
+        copies * u64::from(cached.and_then(|member| member.array_len).unwrap_or(1))
+    })
+}
+
 /// Pages that can wait in one CPU's batches on their way to and from the LRU lists (mm/swap.c).
 ///
 /// Batches for rotating and for mlock stand outside the structure on some kernels: two more.

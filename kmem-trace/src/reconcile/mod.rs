@@ -3,8 +3,10 @@
 pub mod breakdown;
 #[cfg(test)]
 pub(crate) mod captured;
+pub mod charged;
 pub mod explain;
 pub mod fields;
+pub mod growth;
 pub mod kinds;
 pub mod limit;
 pub mod overhead;

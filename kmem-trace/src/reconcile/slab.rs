@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use serde::Serialize;
 
+use super::{charged::ChargedLine, growth::GrowthLine};
 use crate::{
     kernel::proc::slabinfo::SlabCache,
     ledger::slab::NodeBytes,
@@ -114,6 +115,8 @@ impl SlabLost {
 pub struct WrongPayerLine {
     pub payer: String,
     pub asker: String,
+    /// `other-cgroup`: from the asker's side, why it is in no usage of its own.
+    pub cause: &'static str,
     pub cache: String,
     pub call_site: String,
     pub allocated_bytes: u64,
@@ -139,6 +142,9 @@ pub struct NodeLine {
     pub not_charged_bytes: i64,
     /// Other cgroups, the root, interrupts over other tasks.
     pub other_cgroups_bytes: i64,
+    /// Large kmallocs that the traced subtrees asked for: pages, which the kernel counts into
+    /// `Slab` (`__kmalloc_large_node`). The ends of others' do not say how large they were.
+    pub large_kmalloc_bytes: i64,
     /// Change of slab pages that hold no object.
     pub overhead_bytes: i64,
     /// Of caches in `unseen`: what slabinfo says came, less what events told.
@@ -148,6 +154,25 @@ pub struct NodeLine {
     pub unseen: Vec<UnseenLine>,
     /// Slab events that are in none of these.
     pub lost: SlabLost,
+    /// What `other_cgroups_bytes` is made of, most bytes first.
+    pub others: Vec<CauseBytes>,
+}
+
+/// Live bytes of one cause.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct CauseBytes {
+    /// `charged`, to a cgroup that is not traced, or why to none.
+    pub cause: &'static str,
+    pub bytes: i64,
+}
+
+impl NodeLine {
+    /// Takes large kmallocs out of what is left.
+    pub fn with_large(mut self, bytes: i64) -> Self {
+        self.large_kmalloc_bytes += bytes;
+        self.residual_bytes -= bytes;
+        self
+    }
 }
 
 /// Where the slab went.
@@ -159,6 +184,15 @@ pub struct SlabReport {
     pub large: Vec<SlabLine>,
     pub wrong_payers: Vec<WrongPayerLine>,
     pub node: NodeLine,
+    pub findings: Findings,
+}
+
+/// What the lines do not say by themselves.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Findings {
+    pub charged: Vec<ChargedLine>,
+    /// Fastest first.
+    pub growing: Vec<GrowthLine>,
 }
 
 /// The kernel's slab figures at one moment.
@@ -256,6 +290,7 @@ pub fn node(
         residual_bytes: slab_delta_bytes - explained,
         unseen,
         lost: SlabLost::default(),
+        ..NodeLine::default()
     }
 }
 
@@ -447,6 +482,11 @@ mod tests {
         assert_eq!(node.overhead_bytes, 409_600);
         // The one object that slabinfo counts and no event told of.
         assert_eq!(node.residual_bytes, 2048);
+        let node = node.with_large(1024);
+        assert_eq!(
+            (node.large_kmalloc_bytes, node.residual_bytes),
+            (1024, 1024)
+        );
     }
 
     #[test]
@@ -465,6 +505,7 @@ mod tests {
                 not_charged_bytes: 205_760,
                 ..NodeLine::default()
             },
+            findings: Findings::default(),
         };
         let said = verdict(&report);
         assert_eq!(said.len(), 3);
@@ -495,6 +536,7 @@ mod tests {
                 charged_bytes: 2048,
                 ..NodeLine::default()
             },
+            findings: Findings::default(),
         };
         assert!(verdict(&report).is_empty());
     }

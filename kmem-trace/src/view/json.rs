@@ -8,9 +8,11 @@ use crate::{
     diagnosis::page::Page,
     hooks::plan::Row,
     reconcile::{
+        charged::ChargedLine,
+        growth::GrowthLine,
         overhead::Decision,
         report::{Report, Summary},
-        slab::{NodeLine, SlabLine},
+        slab::{NodeLine, SlabLine, WrongPayerLine},
     },
 };
 
@@ -44,6 +46,11 @@ pub enum Line<'a> {
     Report(&'a Report),
     Step(&'a StepLine),
     Slab(&'a SlabLine),
+    #[serde(rename = "charged-slab")]
+    ChargedSlab(&'a ChargedLine),
+    #[serde(rename = "wrong-payer")]
+    WrongPayer(&'a WrongPayerLine),
+    Growth(&'a GrowthLine),
     Node(&'a NodeLine),
     Summary(&'a Summary),
     Explain(&'a super::explain::Explained),

@@ -6,7 +6,10 @@ use super::{
     size::{count, human},
     table::named,
 };
-use crate::reconcile::slab::{SlabLine, SlabReport, because};
+use crate::reconcile::{
+    charged::{ChargedLine, Compared, Terms},
+    slab::{SlabLine, SlabReport, because},
+};
 
 /// Caches and causes shown by name; the rest is one line.
 const SHOWN: usize = 6;
@@ -28,6 +31,9 @@ pub fn report(out: &mut impl Write, slab: &SlabReport) -> io::Result<()> {
     )?;
     figure(out, "  charged to it", node.charged_bytes, "")?;
     rows(out, slab, |line| line.cause == "charged")?;
+    for line in &slab.findings.charged {
+        charged(out, line, slab.findings.charged.len() > 1)?;
+    }
     figure(out, "  charged to nobody", node.not_charged_bytes, "")?;
     rows(out, slab, |line| line.cause != "charged")?;
     let large: i64 = slab.large.iter().map(|line| line.bytes).sum();
@@ -36,7 +42,7 @@ pub fn report(out: &mut impl Write, slab: &SlabReport) -> io::Result<()> {
             out,
             "  large kmallocs",
             large,
-            "pages, no slab: in none of these sums",
+            "pages, no slab objects: in none of these sums",
         )?;
     }
     for wrong in slab.wrong_payers.iter().take(3) {
@@ -52,14 +58,18 @@ pub fn report(out: &mut impl Write, slab: &SlabReport) -> io::Result<()> {
             )?;
         }
     }
+    for line in slab.findings.growing.iter().take(3) {
+        writeln!(out, "  growing: {}", line.text())?;
+    }
     figure(
         out,
         "node: Slab since start",
         node.slab_delta_bytes,
         &format!(
-            "= here {} + others {} + page overhead {} + without an event {} + unexplained {}",
+            "= here {} + others {} + large kmallocs {} + page overhead {} + without an event {} + unexplained {}",
             plain(made),
             plain(node.other_cgroups_bytes),
+            plain(node.large_kmalloc_bytes),
             plain(node.overhead_bytes),
             plain(node.unseen_bytes),
             plain(node.residual_bytes)
@@ -140,6 +150,69 @@ fn rows(
         )?;
     }
     Ok(())
+}
+
+/// The kernel's own figure of what is charged, and how it fits.
+fn charged(out: &mut impl Write, line: &ChargedLine, named: bool) -> io::Result<()> {
+    let of = if named {
+        format!("of {}: ", line.cgroup)
+    } else {
+        String::new()
+    };
+    match &line.compared {
+        Compared::Read {
+            kernel_bytes,
+            difference_bytes,
+            bound_bytes,
+            bound_terms,
+            ..
+        } => {
+            let away = difference_bytes.unsigned_abs();
+            let fits = match away {
+                0 => "equal ✓".to_owned(),
+                _ if away <= bound_terms.stock + bound_terms.in_flight => {
+                    format!("{} apart, within the byte stock ✓", human(away))
+                }
+                _ if away <= *bound_bytes => format!(
+                    "{} apart, within the bound ✓  bound {} = {}",
+                    human(away),
+                    human(*bound_bytes),
+                    terms(bound_terms)
+                ),
+                _ => format!(
+                    "{} apart, BEYOND THE BOUND of {}: objects without an event",
+                    human(away),
+                    human(*bound_bytes)
+                ),
+            };
+            figure(
+                out,
+                "    the kernel's counters",
+                *kernel_bytes,
+                &format!("{of}8 B an object more, for the payer's name; {fits}"),
+            )
+        }
+        Compared::NotRead { why } => {
+            writeln!(out, "    the kernel's counters are not known {of}({why})")
+        }
+    }
+}
+
+fn terms(terms: &Terms) -> String {
+    let named = [
+        ("byte stock", terms.stock),
+        ("stat lag", terms.lag),
+        ("in flight", terms.in_flight),
+        ("moved meanwhile", terms.skew),
+        ("large kmallocs", terms.large),
+        ("lost", terms.lost),
+    ];
+    let parts: Vec<String> = named
+        .iter()
+        .filter(|(_, bytes)| *bytes > 0)
+        .map(|(name, bytes)| format!("{name} {}", human(*bytes)))
+        .collect();
+    parts.join(" + ")
 }
 
 fn figure(out: &mut impl Write, label: &str, bytes: i64, remark: &str) -> io::Result<()> {

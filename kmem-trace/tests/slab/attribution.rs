@@ -154,6 +154,7 @@ fn the_node_adds_up_and_what_is_charged_is_what_the_kernel_counts() {
         "charged_bytes",
         "not_charged_bytes",
         "other_cgroups_bytes",
+        "large_kmalloc_bytes",
         "overhead_bytes",
         "unseen_bytes",
         "residual_bytes",

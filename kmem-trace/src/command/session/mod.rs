@@ -7,9 +7,11 @@
 //! - [`retiring`]: what released cgroups held goes to their heirs, and their places are given back.
 //! - [`steps`]: less is followed, to cost less.
 //! - [`slab`]: the slab sums, named and held against the kernel's figures.
+//! - [`charged`]: of slab, what is charged to a cgroup, against the kernel's counters of it.
 //! - [`losses`]: what is in no total, and what this kernel cannot say.
 
 pub mod attaching;
+mod charged;
 mod losses;
 mod reading;
 mod reporting;
@@ -45,7 +47,7 @@ use crate::{
     },
     ledger::{book::Streamed, tree::Tree},
     reconcile::{
-        limit,
+        growth, limit,
         overhead::Step,
         report::{ProgramCost, SelfCost, StreamCheck},
         usage::Base,
@@ -108,6 +110,8 @@ pub struct Session {
     retired: retiring::Retired,
     /// Steps taken, and when.
     steps: Vec<(Step, Duration)>,
+    charged_start: charged::ChargedStart,
+    growth: growth::Watch,
 }
 impl Session {
     /// Plans, attaches and takes the base of each cgroup.
@@ -166,10 +170,15 @@ impl Session {
             slab_start: slab::SlabStart::default(),
             retired: retiring::Retired::default(),
             steps: Vec::new(),
+            charged_start: charged::ChargedStart::default(),
+            growth: growth::Watch::default(),
             request,
         };
         session.slab_begin();
         session.look_around();
+        if session.plan.slab {
+            session.charged_begin();
+        }
         session.take_bases().await?;
         Ok(session)
     }

@@ -2,13 +2,15 @@
 
 use std::collections::HashMap;
 
-use kmem_trace_ebpf::sums::{CAUSE_CHARGED, OTHERS};
+use kmem_trace_ebpf::sums::{CAUSE_CHARGED, OTHERS, SlabSums};
 
 use super::Session;
 use crate::{
     kernel::{callsite, proc},
     ledger::slab::{self, SlabBook, SlabReading, SlabRow},
-    reconcile::slab::{self as reconcile, SlabFigures, SlabLine, SlabReport, WrongPayerLine},
+    reconcile::slab::{
+        self as reconcile, CauseBytes, Findings, SlabFigures, SlabLine, SlabReport, WrongPayerLine,
+    },
     stream::decode::text,
     view::name,
 };
@@ -34,6 +36,34 @@ fn figures() -> SlabFigures {
     }
 }
 
+/// Bytes that came less those that went.
+fn net(sums: &SlabSums) -> i64 {
+    sums.allocated_bytes
+        .wrapping_sub(sums.freed_bytes)
+        .cast_signed()
+}
+
+/// By cause, what is neither charged to a traced cgroup nor asked for by one.
+fn others(reading: &SlabReading) -> Vec<CauseBytes> {
+    let mut by_cause: HashMap<&'static str, i64> = HashMap::new();
+    for (key, sums) in reading {
+        let is_other = match key.payer {
+            OTHERS => true,
+            0 => [0, OTHERS].contains(&key.asker),
+            _ => false,
+        };
+        if key.cache != 0 && is_other {
+            *by_cause.entry(slab::cause_name(key.cause)).or_default() += net(sums);
+        }
+    }
+    let mut causes: Vec<CauseBytes> = by_cause
+        .into_iter()
+        .map(|(cause, bytes)| CauseBytes { cause, bytes })
+        .collect();
+    causes.sort_by_key(|it| (std::cmp::Reverse(it.bytes), it.cause));
+    causes
+}
+
 impl Session {
     /// Takes the figures that later ones are compared with.
     pub(super) fn slab_begin(&mut self) {
@@ -47,7 +77,7 @@ impl Session {
     }
 
     /// The sums, added up over CPUs, with what was taken out of the kernel already.
-    fn slab_reading(&self) -> SlabReading {
+    pub(super) fn slab_reading(&self) -> SlabReading {
         let mut reading = self.retired.slab.clone();
         for (key, sums) in self.attached.slab() {
             slab::add_up(&mut reading, key, &sums);
@@ -101,9 +131,17 @@ impl Session {
                 &now,
                 coverage.unseen,
             ),
+            findings: Findings::default(),
         };
         let readings = [lost.reading(false), lost.reading(true)];
         report.node.lost = lost;
+        let large = reading
+            .iter()
+            .filter(|(key, _)| key.cache == 0 && ![0, OTHERS].contains(&key.asker))
+            .map(|(_, sums)| net(sums))
+            .sum();
+        report.node = report.node.with_large(large);
+        report.node.others = others(&reading);
         for (id, book) in &books {
             let cgroup = name::path(&self.tree.name(*id));
             let line = |row: &SlabRow| {
@@ -132,12 +170,19 @@ impl Session {
                 report.wrong_payers.push(WrongPayerLine {
                     payer: named(it.payer),
                     asker: named(it.asker),
+                    cause: "other-cgroup",
                     cache: self.cache_name(it.cache),
                     call_site: self.call_site(it.call_site),
                     allocated_bytes: it.allocated_bytes,
                 });
             }
         }
+        report.findings = Findings {
+            charged: self.charged_lines(),
+            growing: self
+                .growth
+                .add(self.started.elapsed().as_secs_f64(), &report.lines),
+        };
         Some(report)
     }
 }
