@@ -1,5 +1,6 @@
 //! The chores of the repository, one subcommand and one file (or room) each.
 
+mod bench;
 mod bpf;
 mod experiment;
 mod libtest;
@@ -26,6 +27,8 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Chore {
+    /// Measure what tracing costs, beside other tracers, and print it as tables.
+    Bench(bench::Arguments),
     /// Build the BPF object that kmem-trace embeds, or check that it is fresh.
     Bpf(bpf::Arguments),
     /// The demo on a v1 kernel with kernel memory accounting on and off, side by side.
@@ -44,6 +47,7 @@ enum Chore {
 
 fn main() -> ExitCode {
     let result = match Arguments::parse().chore {
+        Chore::Bench(arguments) => bench::main(&arguments),
         Chore::Bpf(arguments) => bpf::main(&arguments),
         Chore::Experiment(arguments) => experiment::main(&arguments),
         Chore::Matrix(arguments) => vm::matrix::main(&arguments),

@@ -38,6 +38,28 @@ pub fn main() -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Tracers that `cargo xtask bench` compares with, and their Debian packages.
+const RIVALS: [(&str, &str); 2] = [
+    ("/usr/bin/bpftrace", "bpftrace"),
+    ("/usr/bin/perf", "linux-perf"),
+];
+
+/// Installs what benchmarks compare with; nothing else needs it.
+pub fn rivals() -> Result<()> {
+    let mut missing = Vec::new();
+    for (file, package) in RIVALS {
+        if Path::new(file).exists() {
+            println!("{package}: here ({file})");
+        } else {
+            missing.push(package);
+        }
+    }
+    if missing.is_empty() {
+        return Ok(());
+    }
+    install(&missing, None)
+}
+
 fn packages() -> Result<()> {
     let mut missing: Vec<_> = FILES
         .iter()
