@@ -152,9 +152,14 @@ fn maps_of_one_place_lose_and_say_so_and_the_bound_knows_it() {
     }
     held.into_iter().for_each(load::Load::end);
     lines::assert_holds(tracer.end().assert_fine());
-    let held = load::start(&one, "anon=1M pipes=100");
-    let screen = ask(&format!("{} -d 700ms", words));
-    held.end();
+    // What is held makes no events: loads come and go while the trace runs.
+    let screen = thread::scope(|scope| {
+        let traced = scope.spawn(|| ask(&format!("{words} -d 2s")));
+        while !traced.is_finished() {
+            load::pass(&one, "anon=1M pipes=100");
+        }
+        traced.join().expect("the trace ends")
+    });
     let said = screen.out.lines().find(|line| line.contains("LOST: "));
     let said = said.unwrap_or_else(|| panic!("nothing said: {}", screen.out));
     // The role is named.
