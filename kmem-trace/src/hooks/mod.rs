@@ -27,6 +27,7 @@ mod old_kernels;
 pub mod plan;
 pub mod site;
 pub mod slab_layout;
+pub mod slab_paths;
 pub mod stats;
 pub mod table;
 pub mod verify;
