@@ -76,6 +76,8 @@ pub static LISTENER: PerCpuArray<[u64; 2]> = PerCpuArray::with_max_entries(1, 0)
 const SOFTIRQ: usize = 0;
 const HARDIRQ: usize = 1;
 const PAGE_SHIFT: u32 = 12;
+/// The top 4 GiB of addresses are kernel text and what is fixed, none of it the memory map.
+const COMPOUND_MASK: u64 = 0xffff_ffff_0000_0000;
 /// `PF_KTHREAD` (include/linux/sched.h).
 const PF_KTHREAD: u32 = 0x0020_0000;
 
@@ -164,7 +166,13 @@ fn slab_of(address: u64, map: u64) -> u64 {
     let mut slab = map.wrapping_add(pages);
     let head: u64 = member(slab, config!(page_compound_head)).unwrap_or(0);
     if head & 1 == 1 {
-        slab = head.wrapping_sub(1);
+        // `_compound_head`: the address of the head, or a mask that makes it from the tail's
+        // (`compound_info_has_mask`). No page has its `struct page` where masks are.
+        slab = if head >= COMPOUND_MASK {
+            slab & head
+        } else {
+            head.wrapping_sub(1)
+        };
     }
     if is_slab(slab) { slab } else { 0 }
 }

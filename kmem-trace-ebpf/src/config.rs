@@ -37,6 +37,8 @@ pub struct Config {
     /// `&vmemmap_base` and `&page_offset_base`; 0 where the symbol table has no variables.
     pub vmemmap_base: u64,
     pub page_offset_base: u64,
+    /// `kmem_cache_alloc_bulk` itself; 0 where the symbol table hides addresses.
+    pub bulk_alloc: u64,
     /// The bits of `kernfs_node_id` that are the inode number of the directory: before 5.5 the
     /// upper half is a generation.
     pub kernfs_node_id_mask: u64,
@@ -198,6 +200,7 @@ pub struct Config {
     /// 1: this kernel charges objects later too (`kmem_cache_charge`), and no program sees it: their
     /// frees tell.
     pub late_charges_unseen: u32,
+    pub slab_paths: SlabPaths,
 
     // --- hierarchy ---
     /// The tracepoints' `root` number of the memory hierarchy (0 on v2); [`ABSENT`]: take all.
@@ -261,6 +264,20 @@ pub struct KmemLimitArguments {
     pub target_is_cgroup: u32,
     pub value: u32,
     pub count: u32,
+}
+
+/// Where the functions that hand out slab objects without an event have what a program needs.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "user", derive(zerocopy::IntoBytes, zerocopy::Immutable))]
+pub struct SlabPaths {
+    /// 1 where `kmem_cache_alloc_bulk` returns a `bool`; it is the number of objects elsewhere.
+    pub bulk_returns_bool: u32,
+    /// How many arguments `__kfree_rcu_sheaf` has: where fexit finds its result.
+    pub sheaf_args: u32,
+    /// The same of `kmalloc_nolock`, and the position of its `gfp_t`.
+    pub nolock_args: u32,
+    pub nolock_gfp: u32,
 }
 
 /// Offsets of the fields of one slab tracepoint, or positions of its raw arguments.
@@ -353,6 +370,7 @@ impl Config {
         },
         vmemmap_base: 0,
         page_offset_base: 0,
+        bulk_alloc: 0,
         user_charge_memcg: ABSENT,
         user_charge_pages: ABSENT,
         user_charge_gfp: ABSENT,
@@ -405,6 +423,12 @@ impl Config {
         nokmem: 0,
         attribute_slab: 0,
         late_charges_unseen: 0,
+        slab_paths: SlabPaths {
+            bulk_returns_bool: 0,
+            sheaf_args: ABSENT,
+            nolock_args: ABSENT,
+            nolock_gfp: ABSENT,
+        },
         hierarchy_id: ABSENT,
         can_read: 0,
         stream_counters: 0,

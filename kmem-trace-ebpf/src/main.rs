@@ -18,6 +18,7 @@ macro_rules! handler {
 }
 
 mod attribution;
+mod bulk;
 mod ledger;
 mod lifecycle;
 mod limit;

@@ -29,6 +29,7 @@ pub mod plan;
 pub mod recycling;
 pub mod site;
 pub mod slab_layout;
+pub mod slab_paths;
 pub mod stats;
 pub mod table;
 pub mod verify;

@@ -10,7 +10,7 @@ use super::{
     layout::{self, Layout, Sources},
     limits,
     site::{AllSites, RETURN_THUNKS},
-    slab_layout,
+    slab_layout, slab_paths,
     table::{self, Candidate, Hook, Mechanism, Need, Place, ROLES, Role, Status},
 };
 
@@ -370,6 +370,9 @@ fn fits(
         } else if *need == Need::KmemLimitArguments {
             let symbol = candidate.hooks.first().map_or("", |hook| hook.symbol);
             limits::kmem_limit(facts.sources.btf, symbol, config).map_err(Passed::Refused)?;
+        } else if *need == Need::SlabPathArguments {
+            slab_paths::arguments(&facts.sources, candidate.hooks, config)
+                .map_err(Passed::Refused)?;
         } else if let Some(why) = unmet.get(need) {
             return Err(Passed::Refused(why.clone()));
         }

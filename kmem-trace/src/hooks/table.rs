@@ -78,6 +78,8 @@ pub enum Need {
     StatItems,
     /// From an object's address to its slab page, cache and payer.
     SlabPlace,
+    /// Arguments and results of the functions that move slab objects without an event.
+    SlabPathArguments,
     /// The traced cgroups are of cgroup v1.
     V1,
     /// The traced cgroups are of cgroup v2.
@@ -191,6 +193,19 @@ macro_rules! slab_candidates {
     };
 }
 
+/// A fentry candidate for slab objects that fire no event.
+macro_rules! slab_path {
+    ($($program:literal $place:expr, $symbol:literal;)*) => {
+        Candidate {
+            mechanism: M::Fentry,
+            hooks: hooks! { $($program $place, $symbol;)* },
+            needs: SLAB_PATH,
+            gives: Status::Exact,
+            remark: "",
+        }
+    };
+}
+
 /// Both ends of each handler of a limit file.
 macro_rules! limit_kprobes {
     ($($symbol:literal),*) => {
@@ -207,6 +222,7 @@ const UNGUARDED_COUNTER: &[Need] = &[Need::CounterOwner, Need::MemcgId, Need::Un
 const NESTING: &str = "an interrupt during a probe is not traced: pages that it frees are missed";
 const LIMIT_FILES_V1: &[Need] = &[Need::V1, Need::MemcgId, Need::LimitArguments];
 const LIMIT_FILES_V2: &[Need] = &[Need::V2, Need::MemcgId, Need::LimitArguments];
+const SLAB_PATH: &[Need] = &[Need::SlabPlace, Need::SlabPathArguments];
 const KMEM_LIMIT: &[Need] = &[Need::V1, Need::MemcgId, Need::KmemLimitArguments];
 
 /// All limit files of v1 have one handler.
@@ -563,6 +579,45 @@ pub static ROLES: &[Role] = &[
             ["rt_cache_free" "tp_cache_free" "kmem_cache_free", "rt_kfree" "tp_kfree" "kfree"]
         ),
         without: "slab frees are not seen",
+        on_request: true,
+    },
+    Role {
+        name: "slab.bulk",
+        purpose: "slab objects that come and go many at a time, with no event: skbs, maple nodes, kfree_rcu in batches",
+        candidates: &[
+            slab_path! {
+                "fx_alloc_bulk" P::Fexit, "kmem_cache_alloc_bulk_noprof";
+                "fe_free_bulk" P::Fentry, "kmem_cache_free_bulk";
+            },
+            slab_path! {
+                "fx_alloc_bulk" P::Fexit, "kmem_cache_alloc_bulk";
+                "fe_free_bulk" P::Fentry, "kmem_cache_free_bulk";
+            },
+        ],
+        without: "what comes or goes in bulk is not attributed: see coverage and unseen",
+        on_request: true,
+    },
+    Role {
+        name: "slab.sheaf",
+        purpose: "kfree_rcu into per-CPU sheaves, with no event",
+        candidates: &[slab_path! { "fx_rcu_sheaf" P::Fexit, "__kfree_rcu_sheaf"; }],
+        without: "where kfree_rcu puts objects into sheaves (6.18 and later), those frees are not seen",
+        on_request: true,
+    },
+    Role {
+        name: "slab.nolock",
+        purpose: "slab objects of BPF maps, allocated and freed in any context with no event",
+        candidates: &[
+            slab_path! {
+                "fx_kmalloc_nolock" P::Fexit, "_kmalloc_nolock_noprof";
+                "fe_kfree_nolock" P::Fentry, "kfree_nolock";
+            },
+            slab_path! {
+                "fx_kmalloc_nolock" P::Fexit, "kmalloc_nolock_noprof";
+                "fe_kfree_nolock" P::Fentry, "kfree_nolock";
+            },
+        ],
+        without: "where the kernel has kmalloc_nolock (6.18 and later), its objects are not seen",
         on_request: true,
     },
     Role {

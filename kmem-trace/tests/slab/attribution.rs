@@ -12,12 +12,12 @@ use crate::support::{
     tracer::Tracer,
 };
 
-const MIB: i64 = 1 << 20;
+pub(super) const MIB: i64 = 1 << 20;
 /// Connections have two ends each: one born in a system call, one in a softirq.
 const CONNECTIONS: i64 = 1000;
 
 /// A trace that attributes slab, or why there is none here.
-fn tracer(words: &str) -> Option<Tracer> {
+pub(super) fn tracer(words: &str) -> Option<Tracer> {
     if !geteuid().is_root() || !cgroup::is_there() {
         machine::skip("needs root and a memory cgroup hierarchy");
         return None;
@@ -36,16 +36,16 @@ fn tracer(words: &str) -> Option<Tracer> {
 }
 
 /// The slab lines of one report, with the node line that ends them.
-struct Slab {
-    lines: Vec<Value>,
+pub(super) struct Slab {
+    pub(super) lines: Vec<Value>,
     /// What is charged, by the kernel's counters.
     charged: Value,
-    node: Value,
+    pub(super) node: Value,
 }
 
 impl Slab {
     /// The first whole one after this call.
-    fn next(tracer: &Tracer) -> Self {
+    pub(super) fn next(tracer: &Tracer) -> Self {
         let seen = lines::of_type(&tracer.all(), "node").count() + 1;
         let mut all = Vec::new();
         assert!(
@@ -74,7 +74,7 @@ impl Slab {
         }
     }
 
-    fn sum(&self, cache: &str, cause: &str, key: &str) -> i64 {
+    pub(super) fn sum(&self, cache: &str, cause: &str, key: &str) -> i64 {
         self.lines
             .iter()
             .filter(|line| line["cache"] == cache && line["cause"] == cause)

@@ -5,3 +5,5 @@
 mod support;
 
 mod attribution;
+mod coverage;
+mod sockets;

@@ -39,7 +39,8 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        if let Err(error) = fs::remove_dir_all(&self.0) {
+        // By itself first: a directory of cgroupfs has files that nobody can remove.
+        if let Err(error) = fs::remove_dir(&self.0).or_else(|_| fs::remove_dir_all(&self.0)) {
             log::warn!(
                 "cannot remove {}: {error}; remove it by hand",
                 self.0.display()
@@ -66,7 +67,7 @@ pub fn dentries(n: u64, dir: &Path) -> Result<Held, WorkloadError> {
 }
 
 /// `n` names that are not there, looked up in `dir`: a dentry and a name each. tmpfs keeps no
-/// such dentries; disk file systems do.
+/// such dentries; disk file systems do, and cgroupfs (where `dir` is a cgroup's) of later kernels.
 ///
 /// # Errors
 /// The directory could not be made, or a lookup failed otherwise.

@@ -1,0 +1,265 @@
+//! Do the events tell all that the kernel counts? Each kind of load by itself, against
+//! `/proc/slabinfo` and `Slab` in `/proc/meminfo`, on machines of our own: others' work and what
+//! lies on per-CPU lists would be in the figures otherwise.
+
+use std::{
+    fs,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use crate::{
+    attribution::{MIB, Slab, tracer},
+    support::{
+        cgroup::{self, Cgroup},
+        lines::number,
+        load, machine,
+    },
+};
+
+/// Of a cache's change, and of the node's.
+const BAR: f64 = 0.01;
+
+/// `/proc/slabinfo` counts free objects on per-CPU lists as in use. Shrinking a cache empties
+/// these, so that it tells what is in use; done all the time, as objects keep coming.
+struct Shrinker {
+    done: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Shrinker {
+    fn start() -> Self {
+        let done = Arc::new(AtomicBool::new(false));
+        let seen = Arc::clone(&done);
+        let thread = thread::spawn(move || {
+            while !seen.load(Ordering::Relaxed) {
+                for cache in caches() {
+                    // A cache may be gone by now.
+                    let _ = fs::write(cache.join("shrink"), "1");
+                }
+                thread::sleep(Duration::from_millis(100));
+            }
+        });
+        Self {
+            done,
+            thread: Some(thread),
+        }
+    }
+}
+
+impl Drop for Shrinker {
+    fn drop(&mut self) {
+        self.done.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Each cache once: its other names are links.
+fn caches() -> Vec<PathBuf> {
+    fs::read_dir("/sys/kernel/slab")
+        .expect("SLUB shows its caches")
+        .flatten()
+        .filter(|entry| entry.file_type().is_ok_and(|it| it.is_dir()))
+        .map(|entry| entry.path())
+        .collect()
+}
+
+/// Holds the events of a trace, during which slab came or went, to the bars.
+#[track_caller]
+fn assert_told(what: &str, slab: &Slab) {
+    let node = &slab.node;
+    assert_eq!(
+        node["unseen"].as_array().map(Vec::len),
+        Some(0),
+        "{what}: {node}"
+    );
+    let mut compared = 0;
+    for line in &slab.lines {
+        let Some(coverage) = line["coverage"].as_f64() else {
+            continue;
+        };
+        compared += 1;
+        assert!(
+            (coverage - 1.0).abs() <= BAR,
+            "{what}: coverage {coverage} of {line}, {node}"
+        );
+    }
+    assert!(compared > 0, "{what}: no cache moved by 1 MiB: {node}");
+    let change = number(node, "slab_delta_bytes");
+    assert!(change.abs() > 2 * MIB, "{what}: {node}");
+    let residual = number(node, "residual_bytes");
+    assert!(
+        residual.abs() as f64 <= change.abs() as f64 * BAR,
+        "{what}: {residual} of {change} unexplained: {node}"
+    );
+}
+
+fn parent(what: &str) -> Cgroup {
+    let name: String = what.chars().filter(char::is_ascii_alphanumeric).collect();
+    Cgroup::top(&format!(
+        "kmem-trace-test-told-{name}-{}",
+        std::process::id()
+    ))
+}
+
+/// The load `words` is told of as it comes; `false` where this machine is none for it.
+#[track_caller]
+fn told_as_it_comes(words: &str) -> bool {
+    if !machine::is_vm() {
+        return false;
+    }
+    let parent = parent(words);
+    let shrinker = Shrinker::start();
+    let Some(tracer) = tracer(&format!("-c {} -i 500ms", parent.name)) else {
+        return false;
+    };
+    let held = load::start(&parent, words);
+    // Frees that wait for an RCU grace period have happened by then.
+    thread::sleep(Duration::from_secs(2));
+    let slab = Slab::next(&tracer);
+    drop(shrinker);
+    held.end();
+    tracer.end().assert_fine();
+    assert_told(words, &slab);
+    true
+}
+
+#[test]
+fn all_slab_of_tcp_connections_is_told_of() {
+    told_as_it_comes("netns tcp=2000");
+}
+
+#[test]
+fn all_slab_of_files_in_tmpfs_is_told_of() {
+    told_as_it_comes("dir=/dev/shm dentries=10000");
+}
+
+/// How many names the kernel knows not to be there.
+fn negative_dentries() -> i64 {
+    let text = fs::read_to_string("/proc/sys/fs/dentry-state").expect("the kernel counts dentries");
+    let words: Vec<&str> = text.split_whitespace().collect();
+    words[4].parse().expect("it is a number")
+}
+
+#[test]
+fn all_slab_of_negative_dentries_is_told_of() {
+    if !machine::is_vm() {
+        return;
+    }
+    // The file system of all that remembers what is not there, where its kernel does at all.
+    let dir = if cgroup::is_v1() {
+        "/sys/fs/cgroup/pids"
+    } else {
+        "/sys/fs/cgroup"
+    };
+    let before = negative_dentries();
+    let parent = parent("negative");
+    let held = load::start(&parent, &format!("dir={dir} negative=1000"));
+    let kept = negative_dentries() - before;
+    held.end();
+    if kept < 900 {
+        machine::skip("no file system here keeps negative dentries");
+        return;
+    }
+    told_as_it_comes(&format!("dir={dir} negative=20000"));
+}
+
+#[test]
+fn all_slab_of_inotify_watches_is_told_of() {
+    told_as_it_comes("dir=/dev/shm inotify=30000");
+}
+
+#[test]
+fn all_slab_of_epoll_entries_is_told_of() {
+    told_as_it_comes("epoll=40000");
+}
+
+#[test]
+fn all_slab_of_pipes_is_told_of() {
+    told_as_it_comes("pipes=3000");
+}
+
+#[test]
+fn all_slab_of_unix_sockets_is_told_of() {
+    told_as_it_comes("unix=3000");
+}
+
+#[test]
+fn all_slab_of_memory_files_is_told_of() {
+    told_as_it_comes("memfd=4000");
+}
+
+#[test]
+fn all_slab_of_io_uring_rings_is_told_of() {
+    if fs::read_to_string("/proc/sys/kernel/io_uring_disabled").is_ok_and(|text| text.trim() != "0")
+    {
+        machine::skip("this kernel forbids io_uring");
+        return;
+    }
+    told_as_it_comes("io_uring=1000");
+}
+
+#[test]
+fn all_slab_that_goes_is_told_of() {
+    if !machine::is_vm() {
+        return;
+    }
+    let words = "netns dir=/dev/shm tcp=1000 inotify=10000 dentries=10000 unix=1000 pipes=1000";
+    let parent = parent("goes");
+    let held = load::start(&parent, words);
+    let shrinker = Shrinker::start();
+    let Some(tracer) = tracer(&format!("-c {} -i 500ms", parent.name)) else {
+        return;
+    };
+    held.end();
+    thread::sleep(Duration::from_secs(3));
+    let slab = Slab::next(&tracer);
+    drop(shrinker);
+    tracer.end().assert_fine();
+    assert_told("the end of a load", &slab);
+    assert!(number(&slab.node, "slab_delta_bytes") < 0, "{}", slab.node);
+}
+
+#[test]
+fn a_storm_of_forks_leaves_no_slab_that_no_event_explains() {
+    if !machine::is_vm() {
+        return;
+    }
+    let parent = parent("forks");
+    let shrinker = Shrinker::start();
+    let Some(tracer) = tracer(&format!("-c {} -i 500ms", parent.name)) else {
+        return;
+    };
+    load::pass(&parent, "forks=1000");
+    thread::sleep(Duration::from_secs(2));
+    let slab = Slab::next(&tracer);
+    drop(shrinker);
+    tracer.end().assert_fine();
+    let made: i64 = slab
+        .lines
+        .iter()
+        .map(|line| number(line, "allocated_bytes"))
+        .sum();
+    // Each process takes kilobytes of it; all of that is gone again.
+    assert!(made > 4 * MIB, "{made}: {:#?}", slab.lines);
+    let node = &slab.node;
+    assert_eq!(node["unseen"].as_array().map(Vec::len), Some(0), "{node}");
+    assert!(
+        number(node, "residual_bytes").abs() as f64 <= made as f64 * BAR,
+        "{made} made: {node}"
+    );
+    // maple nodes among others, where the kernel has them: they come in bulk.
+    let left: i64 = slab.lines.iter().map(|line| number(line, "bytes")).sum();
+    assert!(
+        left.abs() as f64 <= made as f64 * 0.05,
+        "{left} of {made} left: {:#?}",
+        slab.lines
+    );
+}
