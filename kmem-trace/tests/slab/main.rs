@@ -5,5 +5,6 @@
 mod support;
 
 mod attribution;
+mod causes;
 mod coverage;
 mod sockets;
