@@ -93,8 +93,10 @@ pub const LOST_SLAB_KEYS: u32 = 8;
 pub const LOST_OBJECTS: u32 = 9;
 /// Objects whose slab page could not be found, or named another cache than the event: not counted.
 pub const SLAB_MISREAD: u32 = 10;
+/// Removed cgroups that were remembered by what their objects are charged to.
+pub const DEAD_NOTED: u32 = 11;
 /// Places in the tally map, a CPU.
-pub const TALLIES: u32 = 11;
+pub const TALLIES: u32 = 12;
 
 /// How many levels of ancestors a program walks when it first sees a cgroup.
 pub const ANCESTRY_DEPTH: usize = 64;

@@ -315,6 +315,9 @@ impl<'a> Trace<'a> {
                 for line in slab.lines.iter().chain(&slab.large) {
                     self.line(&Line::Slab(line))?;
                 }
+                for line in &slab.dead {
+                    self.line(&Line::Dead(line))?;
+                }
                 self.line(&Line::Node(&slab.node))?;
             }
             Format::Table => {

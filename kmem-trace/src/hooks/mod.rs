@@ -17,6 +17,7 @@
 pub mod accounting;
 pub mod allowed;
 pub mod attach;
+pub mod cast;
 pub mod inspect;
 pub mod layout;
 pub mod limits;

@@ -9,7 +9,7 @@ use crate::{
     hooks::plan::Row,
     reconcile::{
         report::{Report, Summary},
-        slab::{NodeLine, SlabLine},
+        slab::{DeadLine, NodeLine, SlabLine},
     },
 };
 
@@ -32,6 +32,7 @@ pub enum Line<'a> {
     Event(&'a super::event::Event),
     Report(&'a Report),
     Slab(&'a SlabLine),
+    Dead(&'a DeadLine),
     Node(&'a NodeLine),
     Summary(&'a Summary),
     Explain(&'a super::explain::Explained),
