@@ -19,8 +19,8 @@ use kmem_trace_ebpf::{
     config::ABSENT,
     sums::{
         CACHE_NAME, CAUSE_BEFORE_TRACE, CAUSE_CHARGED, CAUSE_HARDIRQ, CAUSE_KERNEL_THREAD,
-        CAUSE_NOKMEM, CAUSE_NOT_ACCOUNTABLE, CAUSE_NOT_SLAB, CAUSE_ROOT, CAUSE_SOFTIRQ,
-        CAUSE_UNKNOWN, Cache, OTHERS, Origin, SlabKey, SlabSums,
+        CAUSE_NOKMEM, CAUSE_NOT_ACCOUNTABLE, CAUSE_NOT_SLAB, CAUSE_REPARENTED, CAUSE_ROOT,
+        CAUSE_SOFTIRQ, CAUSE_UNKNOWN, Cache, LAST, OTHERS, Origin, SlabKey, SlabSums,
     },
     totals::{
         FORGET_SLAB, GIVE_BACK, GIVE_BACK_SLAB, LOST_MAP_FULL, LOST_OBJECTS, ROLE_SLAB_ALLOC,
@@ -30,8 +30,8 @@ use kmem_trace_ebpf::{
 
 use crate::{
     maps::{FREE, add, own_copy, switched, take, tally},
-    memcg::{cgroup_of, id_of, is_traced, memcg_of_task},
-    read::{config, member},
+    owner::{asking, former, is_inherited, named},
+    read::{config, member, peek, peek_half},
     slab::Object,
 };
 
@@ -60,6 +60,15 @@ pub static CACHES: HashMap<u64, Cache> = HashMap::with_max_entries(1024, 0);
 #[map]
 pub static OWNERLESS: HashMap<u64, Origin> = HashMap::with_max_entries(1, 0);
 
+/// The places that a CPU used last, a share for each CPU: by a few bits of the key, place and 1 more.
+/// Sized by userspace.
+#[map]
+pub static SLAB_LAST: Array<u32> = Array::with_max_entries(1, 0);
+
+/// Whether an object of a cache was ever kept in [`OWNERLESS`], by a few bits of the cache's address.
+#[map]
+pub static REMEMBERED: Array<u32> = Array::with_max_entries(REMEMBERED_CACHES, 0);
+
 /// `vmemmap_base` less what `page_offset_base` contributes to it; 0 until known.
 #[map]
 pub static MEMORY_MAP: Array<u64> = Array::with_max_entries(1, 0);
@@ -73,6 +82,10 @@ pub static CONTEXT: PerCpuArray<[u32; 2]> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 pub static LISTENER: PerCpuArray<[u64; 2]> = PerCpuArray::with_max_entries(1, 0);
 
+/// Entries of [`REMEMBERED`]: a power of two, some ten times as many as there are caches.
+const REMEMBERED_CACHES: u32 = 4096;
+/// What leaves as many bits as tell [`LAST`] apart.
+const LAST_SHIFT: u32 = 64 - LAST.trailing_zeros();
 const SOFTIRQ: usize = 0;
 const HARDIRQ: usize = 1;
 const PAGE_SHIFT: u32 = 12;
@@ -160,11 +173,11 @@ fn memory_map(cache: u64) -> u64 {
 
 /// The `struct slab` (5.17 and later) or head `struct page` that an object lies in; 0 where it
 /// lies in none, or where that cannot be told.
-#[inline(never)]
+#[inline(always)]
 fn slab_of(address: u64, map: u64) -> u64 {
     let pages = (address >> PAGE_SHIFT).wrapping_mul(u64::from(config!(page_size)));
     let mut slab = map.wrapping_add(pages);
-    let head: u64 = member(slab, config!(page_compound_head)).unwrap_or(0);
+    let head = peek(slab, config!(page_compound_head));
     if head & 1 == 1 {
         // `_compound_head`: the address of the head, or a mask that makes it from the tail's
         // (`compound_info_has_mask`). No page has its `struct page` where masks are.
@@ -181,35 +194,47 @@ fn slab_of(address: u64, map: u64) -> u64 {
 #[inline(always)]
 fn is_slab(page: u64) -> bool {
     if config!(page_type) != ABSENT {
-        let kind: u32 = member(page, config!(page_type)).unwrap_or(0);
-        return kind >> 24 == config!(page_type_slab);
+        return peek_half(page, config!(page_type)) >> 24 == config!(page_type_slab);
     }
-    let flags: u64 = member(page, config!(page_flags)).unwrap_or(0);
+    let flags = peek(page, config!(page_flags));
     (flags >> (config!(page_flag_slab) & 63)) & 1 == 1
 }
 
-/// The memory cgroup that pays for an object, `slab_objcgs()[obj_to_index()]`; 0: nobody.
-#[inline(never)]
-fn payer_of(slab: u64, address: u64, map: u64, size: u64) -> u64 {
+/// The `struct obj_cgroup` that an object is charged to, `slab_objcgs()[obj_to_index()]`; 0: none.
+#[inline(always)]
+fn objcg_of(slab: u64, address: u64, map: u64, size: u32) -> u64 {
     // The low bits are flags (`MEMCG_DATA_OBJCGS`, `OBJEXTS_…`).
-    let vector = member::<u64>(slab, config!(slab_vector)).unwrap_or(0) & !7;
-    let page_size = u64::from(config!(page_size));
-    // Said to the compiler too: a division that may panic is none that the verifier takes.
-    if vector == 0 || size == 0 || page_size == 0 {
+    let vector = peek(slab, config!(slab_vector)) & !7;
+    let page_size = config!(page_size);
+    if vector == 0 {
         return 0;
     }
-    let first = (slab.wrapping_sub(map) / page_size) << PAGE_SHIFT;
-    let index = address.wrapping_sub(first) / size;
-    let mut stride = u64::from(config!(vector_stride));
-    if config!(slab_in_object) != ABSENT {
-        let word: u32 = member(slab, config!(slab_in_object)).unwrap_or(0);
-        if word & config!(slab_in_object_mask) != 0 {
-            stride = size;
-        }
+    let bytes = slab.wrapping_sub(map);
+    // What a page is described by has 64 bytes nearly everywhere, and dividing is slow.
+    let page = match page_size {
+        64 => bytes >> 6,
+        other => bytes.checked_div(u64::from(other)).unwrap_or(0),
+    };
+    // A slab is far smaller than 4 GiB. Divisions that may panic are none that the verifier takes.
+    let offset = address.wrapping_sub(page << PAGE_SHIFT) as u32;
+    let index = offset.checked_div(size).unwrap_or(0);
+    let mut stride = config!(vector_stride);
+    if config!(slab_in_object) != ABSENT
+        && peek_half(slab, config!(slab_in_object)) & config!(slab_in_object_mask) != 0
+    {
+        stride = size;
     }
-    let element = vector.wrapping_add(index.wrapping_mul(stride));
-    let objcg = member::<u64>(element, config!(vector_objcg)).unwrap_or(0) & !7;
-    member(objcg, config!(objcg_memcg)).unwrap_or(0)
+    let element = vector.wrapping_add(u64::from(index).wrapping_mul(u64::from(stride)));
+    peek(element, config!(vector_objcg)) & !7
+}
+
+/// The memory cgroup that an object is charged to now; 0: none.
+#[inline(always)]
+fn payer_of(slab: u64, address: u64, map: u64, size: u32) -> u64 {
+    match objcg_of(slab, address, map, size) {
+        0 => 0,
+        objcg => peek(objcg, config!(objcg_memcg)),
+    }
 }
 
 /// Writes a cache down.
@@ -263,17 +288,65 @@ fn take_place(key: &SlabKey) -> u64 {
     }
 }
 
+/// The place of a key and 1 more, where this CPU did not just use it; 0 where there is none.
+#[inline(never)]
+fn find_place(key: &SlabKey, last: u64) -> u64 {
+    let place = match SLAB_PLACES.get_ptr(key) {
+        Some(found) => u64::from(unsafe { *found }) + 1,
+        None => {
+            if key.cache != 0 && CACHES.get_ptr(key.cache).is_none() {
+                note_cache(key.cache, u64::from(key.size));
+            }
+            take_place(key)
+        }
+    };
+    if place != 0
+        && let Some(last) = SLAB_LAST.get_ptr_mut(last as u32)
+    {
+        unsafe { last.write_volatile(place as u32) };
+    }
+    place
+}
+
+/// Whether a place is this key's.
+#[inline(always)]
+fn is_at(place: u32, key: &SlabKey) -> bool {
+    let Some(entry) = SLAB_KEYS.get_ptr(place) else {
+        return false;
+    };
+    let there = unsafe { &*entry };
+    there.cache == key.cache
+        && there.payer == key.payer
+        && there.call_site == key.call_site
+        && there.asker == key.asker
+        && there.size == key.size
+        && there.cause == key.cause
+        && there.taken == 1
+}
+
 /// Adds one object to the sums of its key.
 #[inline(always)]
 fn count(key: &SlabKey, allocation: bool, bytes: u64) {
-    let place = match SLAB_PLACES.get_ptr(key) {
-        Some(found) => u64::from(unsafe { *found }) + 1,
-        None => take_place(key),
+    let copy = own_copy();
+    let mixed =
+        (key.cache ^ key.call_site.rotate_left(20) ^ key.payer.wrapping_add(key.asker << 8))
+            .wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let last = copy
+        .wrapping_mul(LAST)
+        .wrapping_add((mixed >> LAST_SHIFT) as u32);
+    // A number, which is read and written whole, and points to what never changes: whatever
+    // interrupts us between the two leaves either of them right.
+    let mut place = match SLAB_LAST.get_ptr(last) {
+        Some(last) => u64::from(unsafe { last.read_volatile() }),
+        None => 0,
     };
+    if place == 0 || !is_at(place as u32 - 1, key) {
+        place = find_place(key, u64::from(last));
+    }
     let found = if place == 0 {
         None
     } else {
-        let copy = own_copy().wrapping_mul(config!(slab_places));
+        let copy = copy.wrapping_mul(config!(slab_places));
         SLAB_SUMS.get_ptr_mut(copy.wrapping_add(place as u32 - 1))
     };
     let Some(sums) = found else {
@@ -288,24 +361,15 @@ fn count(key: &SlabKey, allocation: bool, bytes: u64) {
     unsafe {
         if allocation {
             add(&raw mut (*sums).allocated, 1);
-            add(&raw mut (*sums).allocated_bytes, bytes);
+            if key.size == 0 {
+                add(&raw mut (*sums).allocated_bytes, bytes);
+            }
         } else {
             add(&raw mut (*sums).freed, 1);
-            add(&raw mut (*sums).freed_bytes, bytes);
+            if key.size == 0 {
+                add(&raw mut (*sums).freed_bytes, bytes);
+            }
         }
-    }
-}
-
-/// Traced: the cgroup's id; not traced: [`OTHERS`]; none: 0.
-#[inline(never)]
-fn named(memcg: u64) -> u64 {
-    let Some(cgroup) = cgroup_of(memcg) else {
-        return 0;
-    };
-    if is_traced(cgroup) {
-        id_of(cgroup).unwrap_or(0)
-    } else {
-        OTHERS
     }
 }
 
@@ -313,7 +377,7 @@ fn named(memcg: u64) -> u64 {
 /// (`memcg_slab_pre_alloc_hook`, `current_obj_cgroup`).
 #[inline(never)]
 fn cause(gfp: u64, cache: u64, asking: u64) -> u64 {
-    let flags: u32 = member(cache, config!(kmem_cache_flags)).unwrap_or(0);
+    let flags = peek_half(cache, config!(kmem_cache_flags));
     let opted_in = (gfp as u32 & config!(gfp_account)) | (flags & config!(slab_account));
     if opted_in == 0 {
         return u64::from(CAUSE_NOT_ACCOUNTABLE);
@@ -331,27 +395,39 @@ fn cause(gfp: u64, cache: u64, asking: u64) -> u64 {
         }
     }
     let task = unsafe { bpf_get_current_task() };
-    let flags: u32 = member(task, config!(task_flags)).unwrap_or(0);
-    if flags & PF_KTHREAD != 0 {
+    if peek_half(task, config!(task_flags)) & PF_KTHREAD != 0 {
         return u64::from(CAUSE_KERNEL_THREAD);
     }
-    let level = cgroup_of(asking).and_then(|cgroup| member::<u32>(cgroup, config!(cgroup_level)));
-    if level == Some(0) {
+    let cgroup = peek(asking, config!(memcg_css_cgroup));
+    if cgroup != 0 && peek_half(cgroup, config!(cgroup_level)) == 0 {
         return u64::from(CAUSE_ROOT);
     }
     u64::from(CAUSE_UNKNOWN)
 }
 
+/// Whether an object of this cache was ever remembered: most caches have none that nobody pays for,
+/// and no need to be looked for.
+#[inline(always)]
+fn remembers(cache: u64) -> bool {
+    match REMEMBERED.get_ptr((cache >> 6) as u32 & (REMEMBERED_CACHES - 1)) {
+        Some(remembered) => unsafe { remembered.read_volatile() != 0 },
+        None => true,
+    }
+}
+
 /// Keeps where an object without a payer came from.
 #[inline(never)]
-fn keep_origin(address: u64, asker: u64, call_site: u64, cause: u64, bytes: u64) -> u64 {
+fn keep_origin(address: u64, key: &SlabKey, call_site: u64, bytes: u64) -> u64 {
     let origin = Origin {
-        asker,
+        asker: key.asker,
         call_site,
         bytes: bytes as u32,
-        cause: cause as u8,
+        cause: key.cause,
         reserved: [0; 3],
     };
+    if let Some(seen) = REMEMBERED.get_ptr_mut((key.cache >> 6) as u32 & (REMEMBERED_CACHES - 1)) {
+        unsafe { seen.write_volatile(1) };
+    }
     let kept = OWNERLESS
         .insert(address, &origin, u64::from(BPF_ANY))
         .is_ok();
@@ -372,7 +448,8 @@ fn move_to_payer(address: u64, cache: u64, size: u64, payer: u64, always: u64) -
         call_site: 0,
         cause: CAUSE_BEFORE_TRACE,
         taken: 0,
-        reserved: [0; 6],
+        reserved: [0; 2],
+        size: size as u32,
     };
     match OWNERLESS.get_ptr(address) {
         Some(origin) => {
@@ -404,8 +481,8 @@ pub fn socket_copied(socket: u64) {
     if slab == 0 {
         return;
     }
-    let cache: u64 = member(slab, config!(slab_cache)).unwrap_or(0);
-    let size = u64::from(member::<u32>(cache, config!(kmem_cache_size)).unwrap_or(0));
+    let cache = peek(slab, config!(slab_cache));
+    let size = peek_half(cache, config!(kmem_cache_size));
     let payer = payer_of(slab, socket, map, size);
     note_listener(unsafe { bpf_get_current_task() }, payer);
 }
@@ -427,17 +504,18 @@ fn note_listener(task: u64, payer: u64) {
     }
 }
 
-/// The memory cgroup that asks: the listener's, of a socket that is being copied; else the task's.
-#[inline(never)]
-fn asker_of(task: u64) -> u64 {
+/// Of a socket that is being copied on this CPU: the memory cgroup that pays for the listener; else
+/// 0.
+#[inline(always)]
+fn listening() -> u64 {
     if let Some(listener) = LISTENER.get_ptr(0) {
         let words = listener.cast::<u64>();
         let (by, payer) = unsafe { (*words, *words.add(1)) };
-        if by == task && payer != 0 {
+        if by != 0 && by == unsafe { bpf_get_current_task() } {
             return payer;
         }
     }
-    memcg_of_task(task).unwrap_or(0)
+    0
 }
 
 /// `kmem_cache_charge` succeeded on an object.
@@ -451,11 +529,11 @@ pub fn charged_late(address: u64) {
         return;
     }
     let slab = slab_of(address, map);
-    let cache: u64 = member(slab, config!(slab_cache)).unwrap_or(0);
-    let size = u64::from(member::<u32>(cache, config!(kmem_cache_size)).unwrap_or(0));
+    let cache = peek(slab, config!(slab_cache));
+    let size = peek_half(cache, config!(kmem_cache_size));
     let payer = named(payer_of(slab, address, map, size));
     if slab != 0 && payer != 0 {
-        move_to_payer(address, cache, size, payer, 1);
+        move_to_payer(address, cache, u64::from(size), payer, 1);
     }
 }
 
@@ -471,82 +549,126 @@ pub fn moved(object: &Object, allocation: bool) {
         tally(SLAB_MISREAD, 1);
         return;
     }
-    let slab = slab_of(object.address, map);
-    let cache: u64 = member(slab, config!(slab_cache)).unwrap_or(0);
-    let size = u64::from(member::<u32>(cache, config!(kmem_cache_size)).unwrap_or(0));
-    if slab != 0 && (size == 0 || object.cache != 0 && object.cache != cache) {
-        tally(SLAB_MISREAD, 1);
-        return;
-    }
-    if slab != 0 && CACHES.get_ptr(cache).is_none() {
-        note_cache(cache, size);
-    }
-    let mut payer = 0;
-    if slab != 0 {
-        payer = named(payer_of(slab, object.address, map, size));
-    }
+    // All of them others' until something says otherwise.
     let mut key = SlabKey {
-        payer,
-        asker: 0,
-        cache,
+        payer: OTHERS,
+        asker: OTHERS,
+        cache: 0,
         call_site: 0,
         cause: CAUSE_CHARGED,
         taken: 0,
-        reserved: [0; 6],
+        reserved: [0; 2],
+        size: 0,
     };
-    let mut bytes = if slab == 0 { object.bytes_alloc } else { size };
+    let slab = slab_of(object.address, map);
+    let mut memcg = 0;
+    if slab != 0 {
+        key.cache = peek(slab, config!(slab_cache));
+        key.size = peek_half(key.cache, config!(kmem_cache_size));
+        if key.size == 0 || object.cache != 0 && object.cache != key.cache {
+            tally(SLAB_MISREAD, 1);
+            return;
+        }
+        let objcg = objcg_of(slab, object.address, map, key.size);
+        memcg = peek(objcg, config!(objcg_memcg));
+        if memcg != 0 {
+            key.payer = named(memcg);
+            if is_inherited(objcg, memcg) {
+                match former(objcg, memcg) {
+                    0 => {}
+                    OTHERS if key.payer == OTHERS => {}
+                    OTHERS => key.cause = CAUSE_REPARENTED,
+                    removed => key.payer = removed,
+                }
+            }
+        }
+    }
     if allocation {
-        if payer != 0 && config!(late_charges_unseen) == 1 {
+        allocated(object, &mut key, memcg);
+    } else {
+        freed(object, &mut key, memcg);
+    }
+}
+
+#[inline(always)]
+fn allocated(object: &Object, key: &mut SlabKey, memcg: u64) {
+    let mut asking = asking();
+    if memcg == 0
+        && let payer @ 1.. = listening()
+    {
+        asking = payer;
+    }
+    let asker = if asking == memcg && memcg != 0 {
+        key.payer
+    } else {
+        named(asking)
+    };
+    let paid = memcg != 0 && key.payer != OTHERS;
+    if paid || asker != 0 && asker != OTHERS {
+        key.asker = asker;
+        if !switched(SWITCH_NO_CALL_SITES) {
+            key.call_site = object.call_site;
+        }
+    }
+    if memcg != 0 {
+        if config!(late_charges_unseen) == 1
+            && remembers(key.cache)
+            && OWNERLESS.get_ptr(object.address).is_some()
+        {
             // Of an object that was here before and whose end was not seen.
             let _ = OWNERLESS.remove(object.address);
         }
-        let asking = asker_of(unsafe { bpf_get_current_task() });
-        key.asker = named(asking);
-        let ours = (payer != 0 && payer != OTHERS) || (key.asker != 0 && key.asker != OTHERS);
-        if ours && !switched(SWITCH_NO_CALL_SITES) {
-            key.call_site = object.call_site;
+    } else if asker != 0 && asker != OTHERS {
+        key.payer = 0;
+        key.cause = if key.cache == 0 {
+            CAUSE_NOT_SLAB
+        } else {
+            cause(u64::from(object.gfp), key.cache, asking) as u8
+        };
+        let bytes = if key.size == 0 {
+            object.bytes_alloc
+        } else {
+            u64::from(key.size)
+        };
+        keep_origin(object.address, key, key.call_site, bytes);
+    }
+    count(key, true, object.bytes_alloc);
+}
+
+#[inline(always)]
+fn freed(object: &Object, key: &mut SlabKey, memcg: u64) {
+    let mut bytes = object.bytes_alloc;
+    if memcg != 0 {
+        if key.payer != OTHERS {
+            key.asker = 0;
         }
-        if payer == 0 {
-            key.cause = if slab == 0 {
-                CAUSE_NOT_SLAB
-            } else {
-                cause(u64::from(object.gfp), cache, asking) as u8
-            };
-            if ours {
-                keep_origin(
-                    object.address,
-                    key.asker,
-                    key.call_site,
-                    u64::from(key.cause),
-                    bytes,
-                );
-            }
-        }
-    } else if payer != 0 {
-        if config!(late_charges_unseen) == 1 {
-            move_to_payer(object.address, cache, size, payer, 0);
+        if config!(late_charges_unseen) == 1 && remembers(key.cache) {
+            let size = u64::from(key.size);
+            move_to_payer(object.address, key.cache, size, key.payer, 0);
         }
     } else {
         // Others' objects, or older than the trace: nothing says which.
-        key.asker = OTHERS;
-        key.cause = if slab == 0 {
+        key.payer = 0;
+        key.cause = if key.cache == 0 {
             CAUSE_NOT_SLAB
         } else {
             CAUSE_BEFORE_TRACE
         };
-        if let Some(origin) = OWNERLESS.get_ptr(object.address) {
+        if remembers(key.cache)
+            && let Some(origin) = OWNERLESS.get_ptr(object.address)
+        {
             unsafe {
                 key.asker = (*origin).asker;
                 key.call_site = (*origin).call_site;
                 key.cause = (*origin).cause;
-                if slab == 0 {
+                if key.cache == 0 {
                     bytes = u64::from((*origin).bytes);
                 }
             }
             let _ = OWNERLESS.remove(object.address);
         }
     }
-    count(&key, allocation, bytes);
+    count(key, false, bytes);
 }
 
 /// Userspace has taken what a place held, or is about to: a run on request, because a system call on
@@ -562,16 +684,24 @@ pub fn give_back(what: u64, place: u32) -> u32 {
     u32::from(done)
 }
 
+/// In [`SlabKey::taken`]: still to be read, no longer to be added to.
+const FORGOTTEN: u8 = 2;
+
 #[inline(always)]
 fn forget(place: u32) -> bool {
-    let Some(entry) = SLAB_KEYS.get_ptr(place) else {
+    let Some(entry) = SLAB_KEYS.get_ptr_mut(place) else {
         return false;
     };
     let mut key = unsafe { *entry };
     key.taken = 0;
     // It may have been made anew elsewhere meanwhile.
     let found = SLAB_PLACES.get_ptr(&key).map(|it| unsafe { *it });
-    found == Some(place) && SLAB_PLACES.remove(&key).is_ok()
+    let done = found == Some(place) && SLAB_PLACES.remove(&key).is_ok();
+    if done {
+        // No CPU that used it last takes it for its own any more.
+        unsafe { (&raw mut (*entry).taken).write_volatile(FORGOTTEN) };
+    }
+    done
 }
 
 pub const IN_SOFTIRQ: usize = SOFTIRQ;

@@ -11,6 +11,9 @@ pub const ITEMS: usize = 4;
 /// No such member in this kernel.
 pub const ABSENT: u32 = u32::MAX;
 
+/// Stands in the programs for a call of `bpf_rdonly_cast`: no helper has that number.
+pub const CAST_CALL: i32 = 0x7ca5_7000;
+
 /// A traced subtree.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
@@ -183,6 +186,13 @@ pub struct Config {
     pub slab_in_object_mask: u32,
     /// `struct obj_cgroup`: `memcg`.
     pub objcg_memcg: u32,
+    /// `struct mem_cgroup`: `css.serial_nr`, greater than that of every older cgroup.
+    pub memcg_serial: u32,
+    /// `struct mem_cgroup`: `objcg`, what its objects are charged to while it lives.
+    pub memcg_objcg: u32,
+    /// Where there is one for each node instead: `nodeinfo`, and `struct mem_cgroup_per_node`: `objcg`.
+    pub memcg_nodeinfo: u32,
+    pub per_node_objcg: u32,
     /// `struct kmem_cache`: `node`, `oo`, `min`; `struct kmem_cache_node`: `partial.next`.
     pub kmem_cache_node: u32,
     pub kmem_cache_oo: u32,
@@ -225,6 +235,10 @@ pub struct Config {
     pub slab_places: u32,
     /// 1: userspace may turn switches while the programs run.
     pub may_switch: u32,
+    /// Type id of a struct that begins with a `long`: what memory is read as by `bpf_rdonly_cast`. 0:
+    /// read by helper.
+    pub cast_to: u32,
+    pub reserved: u32,
     /// CPU number → copy of the totals: copies − 1, a power of two less one.
     pub copies_mask: u32,
 
@@ -413,6 +427,10 @@ impl Config {
         slab_in_object: ABSENT,
         slab_in_object_mask: 0,
         objcg_memcg: ABSENT,
+        memcg_serial: ABSENT,
+        memcg_objcg: ABSENT,
+        memcg_nodeinfo: ABSENT,
+        per_node_objcg: ABSENT,
         kmem_cache_node: ABSENT,
         kmem_cache_oo: ABSENT,
         kmem_cache_min: ABSENT,
@@ -440,6 +458,8 @@ impl Config {
         places: 0,
         slab_places: 0,
         may_switch: 0,
+        cast_to: 0,
+        reserved: 0,
         copies_mask: 0,
         try_charge_depth: 0,
         user_charge_depth: 0,

@@ -24,6 +24,7 @@ mod lifecycle;
 mod limit;
 mod maps;
 mod memcg;
+mod owner;
 mod read;
 mod slab;
 mod stat;
@@ -55,6 +56,7 @@ use crate::{
     limit::{Handler, kmem_limit_entered, kmem_limit_written, limit_entered, limit_written},
     maps::{recall, remember, tally},
     memcg::{check_offsets, memcg_of_task, typed_cgroup_id, typed_id},
+    owner::removed,
     read::{
         argument, config, field_u32, field_u64, member, register_argument, returned, stack_pointer,
         typed,
@@ -391,6 +393,10 @@ pub fn tb_cgroup_mkdir(ctx: BtfTracePointContext) -> i32 {
 
 #[btf_tracepoint]
 pub fn tb_cgroup_rmdir(ctx: BtfTracePointContext) -> i32 {
+    if config!(attribute_slab) == 1 && config!(can_read) == 1 {
+        // Read rather than loaded: the verifier lets nobody calculate with a pointer whose type it knows.
+        removed(member(ctx.as_ptr() as u64, 0).unwrap_or(0));
+    }
     typed_cgroup(ctx, OP_RMDIR)
 }
 

@@ -31,6 +31,65 @@ pub fn member<T>(base: u64, offset: u32) -> Option<T> {
     unsafe { bpf_probe_read_kernel(address) }.ok()
 }
 
+/// A function of the kernel (`bpf_rdonly_cast`) by a number that no helper has: userspace puts the
+/// call of the function in its place before loading (`hooks/cast`). Dead code where it did not.
+const CAST: i32 = kmem_trace_ebpf::config::CAST_CALL;
+
+/// As [`member`], of eight bytes, 0 where that is absent or cannot be read. Where the kernel has
+/// `bpf_rdonly_cast` this is a load, checked by the kernel's fault handler, and no call.
+#[inline(always)]
+pub fn peek(base: u64, offset: u32) -> u64 {
+    if offset == ABSENT {
+        return 0;
+    }
+    let words = config!(cast_to);
+    if words == 0 {
+        return member(base, offset).unwrap_or(0);
+    }
+    let value: u64;
+    unsafe {
+        asm!(
+            "call {cast}",
+            "r0 = *(u64*)(r0 + 0)",
+            cast = const CAST,
+            inlateout("r1") base.wrapping_add(u64::from(offset)) => _,
+            inlateout("r2") u64::from(words) => _,
+            lateout("r0") value,
+            lateout("r3") _,
+            lateout("r4") _,
+            lateout("r5") _,
+        );
+    }
+    value
+}
+
+/// As [`peek`], of four bytes.
+#[inline(always)]
+pub fn peek_half(base: u64, offset: u32) -> u32 {
+    if offset == ABSENT {
+        return 0;
+    }
+    let words = config!(cast_to);
+    if words == 0 {
+        return member(base, offset).unwrap_or(0);
+    }
+    let value: u64;
+    unsafe {
+        asm!(
+            "call {cast}",
+            "r0 = *(u32*)(r0 + 0)",
+            cast = const CAST,
+            inlateout("r1") base.wrapping_add(u64::from(offset)) => _,
+            inlateout("r2") u64::from(words) => _,
+            lateout("r0") value,
+            lateout("r3") _,
+            lateout("r4") _,
+            lateout("r5") _,
+        );
+    }
+    value as u32
+}
+
 /// The `N`th 8-byte word of a program's context. In assembly, because the verifier takes loads
 /// from a context at fixed offsets only and the compiler would merge them into one computed one.
 #[inline(always)]

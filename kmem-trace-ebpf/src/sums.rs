@@ -24,11 +24,18 @@ pub const CAUSE_UNKNOWN: u8 = 8;
 /// No slab at all: the pages of a large kmalloc.
 pub const CAUSE_NOT_SLAB: u8 = 9;
 
+/// Charged to the payer of the key, which has it from a cgroup that was removed before the trace
+/// began: freed since.
+pub const CAUSE_REPARENTED: u8 = 10;
+
 /// In [`SlabKey::payer`] and [`SlabKey::asker`]: some cgroup that is not traced.
 pub const OTHERS: u64 = u64::MAX;
 
 /// Keys that the sums hold.
 pub const SLAB_KEYS: u32 = 8192;
+
+/// Places that each CPU finds without a look-up, having used them last; a power of two.
+pub const LAST: u32 = 512;
 
 /// What slab is added up by.
 #[repr(C)]
@@ -47,10 +54,13 @@ pub struct SlabKey {
     pub cause: u8,
     /// 1 where a place is this key's; 0 in the key itself.
     pub taken: u8,
-    pub reserved: [u8; 6],
+    pub reserved: [u8; 2],
+    /// Bytes of each object, `kmem_cache.size`; 0 where they differ: pages of a large kmalloc.
+    pub size: u32,
 }
 
-/// Objects and bytes (`kmem_cache.size` each) that came and went.
+/// Objects and bytes (`kmem_cache.size` each) that came and went. The programs count objects alone
+/// where the key says of what size they are.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SlabSums {
@@ -59,6 +69,18 @@ pub struct SlabSums {
     pub freed: u64,
     pub freed_bytes: u64,
 }
+
+/// A cgroup that was removed, by what its objects are charged to.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Dead {
+    pub cgroup_id: u64,
+    /// Its `css.serial_nr`.
+    pub serial: u64,
+}
+
+/// Removed cgroups that are remembered; the one not asked for longest makes room.
+pub const DEAD: u32 = 16_384;
 
 /// A slab cache.
 #[repr(C)]

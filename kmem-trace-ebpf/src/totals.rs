@@ -117,8 +117,10 @@ pub const CALLS_COUNTED: u32 = LOST_DEPTH + 4;
 pub const LOST_OBJECTS: u32 = LOST_DEPTH + 5;
 /// Objects whose slab page could not be found, or named another cache than the event: not counted.
 pub const SLAB_MISREAD: u32 = LOST_DEPTH + 6;
+/// Removed cgroups that were remembered by what their objects are charged to.
+pub const DEAD_NOTED: u32 = LOST_DEPTH + 7;
 /// Places in the tally map, a CPU.
-pub const TALLIES: u32 = LOST_DEPTH + 7;
+pub const TALLIES: u32 = LOST_DEPTH + 8;
 
 // What the program that gives places back is asked for.
 /// A place of the totals is free again.

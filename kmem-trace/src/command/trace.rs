@@ -324,6 +324,9 @@ impl<'a> Trace<'a> {
                 for line in &slab.findings.growing {
                     self.line(&Line::Growth(line))?;
                 }
+                for line in &slab.dead {
+                    self.line(&Line::Dead(line))?;
+                }
                 self.line(&Line::Node(&slab.node))?;
             }
             Format::Table => {

@@ -14,7 +14,7 @@ use aya::{
 };
 use kmem_trace_ebpf::{
     config::Config,
-    sums::{Cache, SLAB_KEYS, SlabKey, SlabSums},
+    sums::{Cache, DEAD, LAST, SLAB_KEYS, SlabKey, SlabSums},
     totals::{CALLS_BEGUN, CALLS_COUNTED, Place as TotalsPlace, TALLIES, Totals},
 };
 
@@ -22,6 +22,7 @@ use crate::kernel::proc::own;
 
 use super::{
     allowed::cause,
+    cast,
     mapping::Mapped,
     plan::Plan,
     recycling,
@@ -111,6 +112,7 @@ pub fn attach(
         .map_err(|(file, error)| anyhow!("cannot read {file}: {error}"))?
         .next_power_of_two();
     let mut config = *config;
+    config.cast_to = plan.cast.map_or(0, |cast| cast.words);
     config.places = sizes.cgroups;
     config.copies_mask = copies as u32 - 1;
     config.slab_places = if plan.slab { SLAB_KEYS } else { 1 };
@@ -135,9 +137,11 @@ pub fn attach(
         .map_max_entries("SLAB_FREE", config.slab_places)
         .map_max_entries("SLAB_KEYS", config.slab_places)
         .map_max_entries("SLAB_SUMS", copied(config.slab_places)?)
+        .map_max_entries("SLAB_LAST", copied(LAST)?)
+        .map_max_entries("DEAD", if plan.slab { DEAD } else { 1 })
         .map_max_entries("OWNERLESS", if plan.slab { sizes.objects } else { 1 });
     let mut ebpf = loader
-        .load(OBJECT)
+        .load(&cast::object(plan.cast))
         .map_err(|error| anyhow!("the kernel did not take the BPF maps: {}", cause(&error)))?;
     // While all of them are open: some are needed by the programs alone.
     let map_bytes = own::bpf_map_bytes();
@@ -279,6 +283,12 @@ impl Attached {
             sum.allocated_bytes += one.allocated_bytes;
             sum.freed += one.freed;
             sum.freed_bytes += one.freed_bytes;
+        }
+        // Objects of one size are counted alone.
+        let size = u64::from(self.slab_keys.get(place).size);
+        if size != 0 {
+            sum.allocated_bytes = sum.allocated * size;
+            sum.freed_bytes = sum.freed * size;
         }
         sum
     }

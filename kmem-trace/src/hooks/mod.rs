@@ -18,6 +18,7 @@
 pub mod accounting;
 pub mod allowed;
 pub mod attach;
+pub mod cast;
 pub mod inspect;
 pub mod layout;
 pub mod limits;

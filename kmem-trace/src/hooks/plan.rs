@@ -87,6 +87,8 @@ pub struct Plan {
     pub attribution: Result<(), String>,
     /// Slab is attributed in this run.
     pub slab: bool,
+    /// How programs load kernel memory; `None`: by a helper.
+    pub cast: Option<super::cast::Cast>,
     /// The ledger follows page counters; otherwise `memory.stat` items, within a bound.
     pub exact: bool,
 }
@@ -213,6 +215,7 @@ pub fn resolve(facts: &Facts<'_>) -> Plan {
         config,
         attribution,
         slab: false,
+        cast: None,
         exact,
     }
 }

@@ -92,6 +92,11 @@ fn slabs(btf: &KernelBtf, config: &mut Config) -> Result<(), String> {
         config.slab_in_object_mask = 1 << ((member.offset & 3) * 8 + bits.first);
     }
     config.objcg_memcg = either(btf, &[("obj_cgroup", "memcg")])?;
+    // Where one of these is absent, what a removed cgroup holds counts as its parent's.
+    config.memcg_serial = either(btf, &[("mem_cgroup", "css.serial_nr")]).unwrap_or(ABSENT);
+    config.memcg_objcg = either(btf, &[("mem_cgroup", "objcg")]).unwrap_or(ABSENT);
+    config.memcg_nodeinfo = either(btf, &[("mem_cgroup", "nodeinfo")]).unwrap_or(ABSENT);
+    config.per_node_objcg = either(btf, &[("mem_cgroup_per_node", "objcg")]).unwrap_or(ABSENT);
     if config.kmem_cache_size == ABSENT || config.kmem_cache_flags == ABSENT {
         return Err("struct kmem_cache has no size or no flags in this kernel's BTF".to_owned());
     }

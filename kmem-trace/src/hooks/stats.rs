@@ -101,6 +101,29 @@ fn info<T>(fd: i32) -> Option<T> {
     (bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attr) == 0).then_some(info)
 }
 
+/// Loads a program of these instructions, and lets go of it again.
+///
+/// # Errors
+/// Why the kernel does not take it.
+pub(super) fn takes(instructions: &[u8]) -> std::io::Result<()> {
+    let mut attr = empty();
+    let license = c"GPL";
+    // SAFETY: a member of plain numbers, all zero.
+    let load = unsafe { &mut attr.__bindgen_anon_3 };
+    load.prog_type = aya_obj::generated::bpf_prog_type::BPF_PROG_TYPE_RAW_TRACEPOINT as u32;
+    load.insns = instructions.as_ptr().expose_provenance() as u64;
+    load.insn_cnt = (instructions.len() / 8) as u32;
+    load.license = license.as_ptr().expose_provenance() as u64;
+    let result = bpf(bpf_cmd::BPF_PROG_LOAD, &mut attr);
+    if result < 0 {
+        return Err(std::io::Error::last_os_error());
+    }
+    let fd = i32::try_from(result).map_err(std::io::Error::other)?;
+    // SAFETY: a descriptor that the kernel just made for us.
+    drop(unsafe { OwnedFd::from_raw_fd(fd) });
+    Ok(())
+}
+
 fn empty() -> bpf_attr {
     // SAFETY: plain data for which zero is a value.
     unsafe { std::mem::zeroed() }

@@ -4,10 +4,11 @@ use std::collections::HashMap;
 
 use kmem_trace_ebpf::sums::{
     CAUSE_BEFORE_TRACE, CAUSE_CHARGED, CAUSE_HARDIRQ, CAUSE_KERNEL_THREAD, CAUSE_NOKMEM,
-    CAUSE_NOT_ACCOUNTABLE, CAUSE_NOT_SLAB, CAUSE_ROOT, CAUSE_SOFTIRQ, OTHERS, SlabKey, SlabSums,
+    CAUSE_NOT_ACCOUNTABLE, CAUSE_NOT_SLAB, CAUSE_REPARENTED, CAUSE_ROOT, CAUSE_SOFTIRQ, OTHERS,
+    SlabKey, SlabSums,
 };
 
-use super::tree::Tree;
+use super::tree::{Life, Tree};
 
 /// One reading of the kernel-side sums, added up over the CPUs.
 pub type SlabReading = HashMap<SlabKey, SlabSums>;
@@ -110,6 +111,15 @@ pub struct WrongPayer {
     pub allocated_bytes: u64,
 }
 
+/// Charged to a cgroup that has been removed since, and still there: objects of one cache.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeadPayer {
+    pub payer: u64,
+    pub cache: u64,
+    pub objects: i64,
+    pub bytes: i64,
+}
+
 /// The slab of one subtree.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SlabBook {
@@ -120,6 +130,11 @@ pub struct SlabBook {
     /// Pages of large kmallocs that the subtree asked for, which are no slab.
     pub large: Vec<SlabRow>,
     pub wrong_payers: Vec<WrongPayer>,
+    /// What the removed cgroups of the subtree still hold of what they were charged with during the
+    /// trace, by cgroup and cache; part of `charged`.
+    pub dead_payers: Vec<DeadPayer>,
+    /// Freed, and charged to a removed cgroup that nothing names; booked to the ancestor that had it.
+    pub inherited_freed_bytes: u64,
 }
 
 /// Net bytes of everything that was seen, by whose it is.
@@ -140,8 +155,15 @@ pub fn book(reading: &SlabReading, tree: &Tree, top: u64) -> SlabBook {
     let mut busiest: HashMap<u64, u64> = HashMap::new();
     let mut uncharged: HashMap<(u64, u64, u8), SlabRow> = HashMap::new();
     let mut wrong: HashMap<(u64, u64, u64, u64), u64> = HashMap::new();
+    let mut dead: HashMap<(u64, u64), SlabRow> = HashMap::new();
+    let mut inherited_freed_bytes = 0;
     for (key, sums) in reading {
         if within(key.payer) {
+            if key.cause == CAUSE_REPARENTED {
+                inherited_freed_bytes += sums.freed_bytes;
+            } else if is_dead(tree, key.payer) {
+                dead.entry((key.payer, key.cache)).or_default().add(sums);
+            }
             let row = charged.entry(key.cache).or_default();
             row.cache = key.cache;
             row.cause = CAUSE_CHARGED;
@@ -200,7 +222,30 @@ pub fn book(reading: &SlabReading, tree: &Tree, top: u64) -> SlabBook {
         uncharged: sorted(uncharged),
         large: sorted(large),
         wrong_payers,
+        dead_payers: still_held(dead),
+        inherited_freed_bytes,
     }
+}
+
+/// Whether a cgroup's directory is known to be gone.
+fn is_dead(tree: &Tree, id: u64) -> bool {
+    tree.get(id).is_some_and(|node| node.life != Life::Living)
+}
+
+/// Those of which more came than went; most bytes first.
+fn still_held(rows: HashMap<(u64, u64), SlabRow>) -> Vec<DeadPayer> {
+    let mut held: Vec<DeadPayer> = rows
+        .into_iter()
+        .map(|((payer, cache), row)| DeadPayer {
+            payer,
+            cache,
+            objects: row.objects(),
+            bytes: row.bytes(),
+        })
+        .filter(|it| it.bytes > 0)
+        .collect();
+    held.sort_by_key(|it| (std::cmp::Reverse(it.bytes), it.payer, it.cache));
+    held
 }
 
 /// Everything that was seen on the node; large kmallocs are pages and not in it.
@@ -266,7 +311,8 @@ mod tests {
             call_site,
             cause,
             taken: 0,
-            reserved: [0; 6],
+            reserved: [0; 2],
+            size: 0,
         }
     }
 
@@ -358,5 +404,41 @@ mod tests {
             .map(|it| (it.payer, it.asker, it.allocated_bytes))
             .collect();
         assert_eq!(found, [(2, OTHERS, 192), (OTHERS, 2, 128)]);
+    }
+
+    #[test]
+    fn what_a_removed_cgroup_was_charged_with_and_was_not_freed_is_held_by_it() {
+        let mut tree = tree();
+        let reading = SlabReading::from([
+            (key(2, 2, 100, 7, CAUSE_CHARGED), sums(10, 0, 64)),
+            (key(2, 0, 100, 0, CAUSE_CHARGED), sums(0, 4, 64)),
+            (key(2, 2, 200, 8, CAUSE_CHARGED), sums(3, 0, 192)),
+            // All of it gone again, and more: some are older than the trace.
+            (key(2, 2, 300, 9, CAUSE_CHARGED), sums(3, 5, 32)),
+            (key(1, 1, 100, 7, CAUSE_CHARGED), sums(9, 0, 64)),
+        ]);
+        assert_eq!(book(&reading, &tree, 1).dead_payers, []);
+        tree.removed(2, None);
+        let found: Vec<_> = book(&reading, &tree, 1)
+            .dead_payers
+            .iter()
+            .map(|it| (it.payer, it.cache, it.objects, it.bytes))
+            .collect();
+        assert_eq!(found, [(2, 200, 3, 576), (2, 100, 6, 384)]);
+        tree.released(2, None);
+        assert_eq!(book(&reading, &tree, 1).dead_payers.len(), 2);
+    }
+
+    #[test]
+    fn frees_of_a_removed_cgroup_that_nothing_names_are_told_apart_and_count_for_who_inherited_them()
+     {
+        let reading = SlabReading::from([
+            (key(1, 0, 100, 0, CAUSE_CHARGED), sums(0, 1, 64)),
+            (key(1, 0, 100, 0, CAUSE_REPARENTED), sums(0, 4, 64)),
+        ]);
+        let book = book(&reading, &tree(), 1);
+        assert_eq!(book.inherited_freed_bytes, 256);
+        assert_eq!(book.charged[0].bytes(), -320);
+        assert_eq!(book.dead_payers, []);
     }
 }

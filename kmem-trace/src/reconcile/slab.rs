@@ -4,7 +4,7 @@
 //! on per-CPU lists as in use; so the node's sum is right but for those, and for what came or went
 //! without an event.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use serde::Serialize;
 
@@ -19,6 +19,8 @@ use crate::{
 /// A cache that moved by less is not held against `/proc/slabinfo`: what lies on per-CPU lists
 /// would drown it.
 pub const WORTH_COMPARING_BYTES: u64 = 1 << 20;
+/// Less than this held by the removed is no finding.
+pub const WORTH_SAYING_BYTES: i64 = 16 * 1024;
 /// Reasons that a verdict names.
 const REASONS: usize = 3;
 
@@ -122,6 +124,35 @@ pub struct WrongPayerLine {
     pub allocated_bytes: u64,
 }
 
+/// What a removed cgroup still holds in one cache, of what it was charged with during the trace. Its
+/// ancestors are charged with it now.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct DeadLine {
+    /// The name it had.
+    pub cgroup: String,
+    pub cgroup_id: u64,
+    pub cache: String,
+    pub objects: i64,
+    /// At `kmem_cache.size` each.
+    pub bytes: i64,
+}
+
+/// What can be said of removed cgroups.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct DeadTotals {
+    /// Whether objects are told by the cgroup that was charged first; otherwise what a removed
+    /// cgroup held counts as its parent's.
+    pub told_apart: bool,
+    /// Sum of the `dead` lines.
+    pub bytes: i64,
+    /// Removed cgroups by what their objects are charged to, one or one a node each, beyond what is
+    /// remembered: what they hold may be freed under their ancestors' names.
+    pub forgotten: u64,
+    /// Freed, of removed cgroups that are not known: removed before the trace, or forgotten. Booked
+    /// to the ancestor.
+    pub unnamed_freed_bytes: u64,
+}
+
 /// A cache of which `/proc/slabinfo` knows more than the events told.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct UnseenLine {
@@ -156,6 +187,8 @@ pub struct NodeLine {
     pub lost: SlabLost,
     /// What `other_cgroups_bytes` is made of, most bytes first.
     pub others: Vec<CauseBytes>,
+    /// Of `charged_bytes`: what removed cgroups hold.
+    pub dead: DeadTotals,
 }
 
 /// Live bytes of one cause.
@@ -183,6 +216,8 @@ pub struct SlabReport {
     /// Pages of large kmallocs by call site: kernel memory, but no slab.
     pub large: Vec<SlabLine>,
     pub wrong_payers: Vec<WrongPayerLine>,
+    /// Most bytes first.
+    pub dead: Vec<DeadLine>,
     pub node: NodeLine,
     pub findings: Findings,
 }
@@ -337,6 +372,36 @@ pub fn reasons(lines: &[SlabLine]) -> Vec<Reason<'_>> {
 
 /// The sentences that a trace ends with: what of the slab is in no usage, and the largest reasons.
 pub fn verdict(report: &SlabReport) -> Vec<String> {
+    let mut sentences = missing(report);
+    sentences.extend(held_by_the_dead(&report.dead));
+    sentences
+}
+
+/// Of what removed cgroups still hold: the sum, and the largest by cgroup and cache.
+fn held_by_the_dead(dead: &[DeadLine]) -> Option<String> {
+    let sum: i64 = dead.iter().map(|line| line.bytes).sum();
+    let largest = dead.first()?;
+    if sum < WORTH_SAYING_BYTES {
+        return None;
+    }
+    let cgroups: HashSet<u64> = dead.iter().map(|line| line.cgroup_id).collect();
+    Some(format!(
+        "{} of slab are still held by {} that {} removed, {} of it {} by {}; they stay charged to \
+         what is above until they are freed (reclaim: lower the limit for a while, or drop caches).",
+        human(sum.unsigned_abs()),
+        match cgroups.len() {
+            1 => "a cgroup".to_owned(),
+            many => format!("{many} cgroups"),
+        },
+        if cgroups.len() == 1 { "was" } else { "were" },
+        human(largest.bytes.unsigned_abs()),
+        largest.cache,
+        largest.cgroup,
+    ))
+}
+
+/// What is in no usage, and why.
+fn missing(report: &SlabReport) -> Vec<String> {
     let node = &report.node;
     let made = node.charged_bytes + node.not_charged_bytes;
     let reasons = reasons(&report.lines);
@@ -500,6 +565,7 @@ mod tests {
             ],
             large: Vec::new(),
             wrong_payers: Vec::new(),
+            dead: Vec::new(),
             node: NodeLine {
                 charged_bytes: 204_800,
                 not_charged_bytes: 205_760,
@@ -532,6 +598,7 @@ mod tests {
             lines: vec![line("TCP", "charged", "x", 1, 2048)],
             large: Vec::new(),
             wrong_payers: Vec::new(),
+            dead: Vec::new(),
             node: NodeLine {
                 charged_bytes: 2048,
                 ..NodeLine::default()
@@ -570,5 +637,33 @@ mod tests {
         };
         assert_eq!(both(&misread), [Reading::About; 2]);
         assert_eq!(Reading::AtLeast.sign(), "≥ ");
+    }
+
+    #[test]
+    fn what_removed_cgroups_hold_is_said_with_the_largest_by_name() {
+        let dead = |id, cgroup: &str, cache: &str, bytes| DeadLine {
+            cgroup: cgroup.to_owned(),
+            cgroup_id: id,
+            cache: cache.to_owned(),
+            objects: 1,
+            bytes,
+        };
+        let one = [
+            dead(7, "/a/gone", "dentry", 192 << 10),
+            dead(7, "/a/gone", "inode_cache", 64 << 10),
+        ];
+        let said = held_by_the_dead(&one).expect("a finding");
+        assert!(
+            said.starts_with(
+                "256.0 KiB of slab are still held by a cgroup that was removed, 192.0 KiB of it \
+                 dentry by /a/gone;"
+            ),
+            "{said}"
+        );
+        let two = [one[0].clone(), dead(8, "/a/other", "dentry", 64 << 10)];
+        let said = held_by_the_dead(&two).expect("a finding");
+        assert!(said.contains("by 2 cgroups that were removed"), "{said}");
+        assert_eq!(held_by_the_dead(&[dead(7, "/a", "dentry", 192)]), None);
+        assert_eq!(held_by_the_dead(&[]), None);
     }
 }

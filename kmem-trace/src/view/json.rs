@@ -12,7 +12,7 @@ use crate::{
         growth::GrowthLine,
         overhead::Decision,
         report::{Report, Summary},
-        slab::{NodeLine, SlabLine, WrongPayerLine},
+        slab::{DeadLine, NodeLine, SlabLine, WrongPayerLine},
     },
 };
 
@@ -51,6 +51,7 @@ pub enum Line<'a> {
     #[serde(rename = "wrong-payer")]
     WrongPayer(&'a WrongPayerLine),
     Growth(&'a GrowthLine),
+    Dead(&'a DeadLine),
     Node(&'a NodeLine),
     Summary(&'a Summary),
     Explain(&'a super::explain::Explained),

@@ -61,6 +61,7 @@ pub fn report(out: &mut impl Write, slab: &SlabReport) -> io::Result<()> {
     for line in slab.findings.growing.iter().take(3) {
         writeln!(out, "  growing: {}", line.text())?;
     }
+    dead(out, slab)?;
     figure(
         out,
         "node: Slab since start",
@@ -107,6 +108,58 @@ pub fn report(out: &mut impl Write, slab: &SlabReport) -> io::Result<()> {
         )?;
     }
     out.flush()
+}
+
+/// What removed cgroups still hold, under the names they had.
+fn dead(out: &mut impl Write, slab: &SlabReport) -> io::Result<()> {
+    let totals = &slab.node.dead;
+    if !totals.told_apart {
+        return writeln!(
+            out,
+            "  what removed cgroups still hold counts as their parents': this mode cannot tell it apart"
+        );
+    }
+    if totals.bytes >= WORTH_BYTES {
+        figure(
+            out,
+            "  held by removed cgroups",
+            totals.bytes,
+            "of what is charged, until it is freed",
+        )?;
+        let worth = slab
+            .dead
+            .iter()
+            .filter(|line| line.bytes >= WORTH_BYTES)
+            .take(SHOWN);
+        for line in worth {
+            figure(
+                out,
+                &format!("    {}", line.cache),
+                line.bytes,
+                &format!(
+                    "{} objects, by {}",
+                    count(line.objects.unsigned_abs()),
+                    line.cgroup
+                ),
+            )?;
+        }
+    }
+    if totals.unnamed_freed_bytes.cast_signed() >= WORTH_BYTES {
+        writeln!(
+            out,
+            "  freed of cgroups removed before the trace or forgotten since: {}",
+            human(totals.unnamed_freed_bytes)
+        )?;
+    }
+    if totals.forgotten > 0 {
+        writeln!(
+            out,
+            "  LOST: {} removed cgroups forgotten (map full): what they held may be freed under \
+             other names",
+            count(totals.forgotten)
+        )?;
+    }
+    Ok(())
 }
 
 fn rows(

@@ -17,7 +17,7 @@ pub(super) const MIB: i64 = 1 << 20;
 const CONNECTIONS: i64 = 1000;
 
 /// A trace that attributes slab, or why there is none here.
-pub(super) fn tracer(words: &str) -> Option<Tracer> {
+pub(crate) fn tracer(words: &str) -> Option<Tracer> {
     if !geteuid().is_root() || !cgroup::is_there() {
         machine::skip("needs root and a memory cgroup hierarchy");
         return None;

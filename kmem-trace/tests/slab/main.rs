@@ -7,4 +7,5 @@ mod support;
 mod attribution;
 mod causes;
 mod coverage;
+mod dead;
 mod sockets;

@@ -10,6 +10,7 @@ use super::Request;
 use crate::hooks::{
     allowed::cause,
     attach::{AttachError, Attached, attach},
+    cast,
     inspect::Inspection,
     plan::Plan,
     verify,
@@ -30,6 +31,7 @@ pub fn attach_best(inspection: &Inspection, request: &Request) -> Result<(Plan, 
         ),
         None => Btf::from_sys_fs().ok(),
     };
+    let cast = inspection.btf.as_ref().ok().and_then(cast::find);
     let mut struck = request.strike.clone();
     let mut struck_why = HashMap::new();
     loop {
@@ -40,6 +42,7 @@ pub fn attach_best(inspection: &Inspection, request: &Request) -> Result<(Plan, 
             &struck_why,
         );
         plan.slab = request.slab && plan.attribution.is_ok();
+        plan.cast = cast;
         let mut config = constants(&plan, request)?;
         // Whoever charges late, a program sees it or the free tells.
         let late_seen = plan

@@ -21,6 +21,11 @@ use crate::ledger::{
 /// Longer than a program runs that has looked a place up just before it was forgotten.
 const GRACE: Duration = Duration::from_millis(50);
 
+/// Released cgroups that keep their names for the slab that they still hold, at most.
+const HOLDERS: usize = 256;
+/// How often these are looked at.
+const HOLDERS_LOOK: Duration = Duration::from_secs(1);
+
 /// What was taken out of the kernel, and what is on its way.
 #[derive(Default)]
 pub(super) struct Retired {
@@ -33,6 +38,9 @@ pub(super) struct Retired {
     pub(super) is_due: bool,
     /// Released by their records.
     pub(super) ids: Vec<u64>,
+    /// Released, and still paying for slab.
+    holders: HashSet<u64>,
+    looked: Option<Instant>,
     /// Places of slab sums that are no longer found by their keys, and since when.
     forgotten: Vec<(usize, Instant)>,
 }
@@ -41,7 +49,9 @@ impl Session {
     /// Retires what was released. With all rings empty: records that are still to come would be
     /// put down to cgroups that are no longer known.
     pub fn retire(&mut self) {
-        if std::mem::take(&mut self.retired.is_due) {
+        let late = self.retired.looked.map(|at| at.elapsed() >= HOLDERS_LOOK);
+        let look = late.unwrap_or(true) && !self.retired.holders.is_empty();
+        if std::mem::take(&mut self.retired.is_due) || look {
             let places = self.attached.released();
             let mut ids: HashSet<u64> = std::mem::take(&mut self.retired.ids).into_iter().collect();
             for (place, id) in places {
@@ -51,12 +61,36 @@ impl Session {
                     ids.remove(&id);
                 }
             }
+            ids.extend(self.retired.holders.drain());
+            self.retired.holders = self.holders(&ids);
+            self.retired.looked = Some(Instant::now());
             for id in ids {
-                self.retire_cgroup(id);
+                if !self.retired.holders.contains(&id) {
+                    self.retire_cgroup(id);
+                }
             }
             self.forget_slab();
         }
         self.retire_slab();
+    }
+
+    /// Which of these slab is still charged to, if that is told apart from what their heirs hold;
+    /// where they are many, those that hold most.
+    fn holders(&self, ids: &HashSet<u64>) -> HashSet<u64> {
+        if !self.plan.slab || ids.is_empty() || !super::slab::tells_the_dead(&self.plan) {
+            return HashSet::new();
+        }
+        let mut held: HashMap<u64, i64> = HashMap::new();
+        for (key, sums) in self.slab_reading() {
+            if ids.contains(&key.payer) {
+                let bytes = sums.allocated_bytes.wrapping_sub(sums.freed_bytes);
+                *held.entry(key.payer).or_default() += bytes.cast_signed();
+            }
+        }
+        let mut most: Vec<(i64, u64)> = held.into_iter().map(|(id, bytes)| (bytes, id)).collect();
+        most.retain(|(bytes, _)| *bytes > 0);
+        most.sort_unstable_by_key(|it| std::cmp::Reverse(*it));
+        most.into_iter().take(HOLDERS).map(|(_, id)| id).collect()
     }
 
     fn is_target(&self, id: u64) -> bool {

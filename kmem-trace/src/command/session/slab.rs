@@ -2,14 +2,20 @@
 
 use std::collections::HashMap;
 
-use kmem_trace_ebpf::sums::{CAUSE_CHARGED, OTHERS, SlabSums};
+use kmem_trace_ebpf::{
+    config::ABSENT,
+    sums::{CAUSE_CHARGED, DEAD, OTHERS, SlabSums},
+    totals::DEAD_NOTED,
+};
 
 use super::Session;
 use crate::{
+    hooks::{plan::Plan, table::Mechanism},
     kernel::{callsite, proc},
     ledger::slab::{self, SlabBook, SlabReading, SlabRow},
     reconcile::slab::{
-        self as reconcile, CauseBytes, Findings, SlabFigures, SlabLine, SlabReport, WrongPayerLine,
+        self as reconcile, CauseBytes, DeadLine, DeadTotals, Findings, SlabFigures, SlabLine,
+        SlabReport, WrongPayerLine,
     },
     stream::decode::text,
     view::name,
@@ -125,6 +131,7 @@ impl Session {
             lines: Vec::new(),
             large: Vec::new(),
             wrong_payers: Vec::new(),
+            dead: Vec::new(),
             node: reconcile::node(
                 slab::node(&reading),
                 &self.slab_start.figures,
@@ -142,7 +149,28 @@ impl Session {
             .sum();
         report.node = report.node.with_large(large);
         report.node.others = others(&reading);
+        let mut dead = DeadTotals {
+            told_apart: tells_the_dead(&self.plan),
+            forgotten: self
+                .attached
+                .tally(DEAD_NOTED)
+                .saturating_sub(u64::from(DEAD)),
+            ..DeadTotals::default()
+        };
         for (id, book) in &books {
+            dead.unnamed_freed_bytes += book.inherited_freed_bytes;
+            // Without, what they held is freed under their parents' names, and never here.
+            if dead.told_apart {
+                report
+                    .dead
+                    .extend(book.dead_payers.iter().map(|it| DeadLine {
+                        cgroup: name::path(&self.tree.name(it.payer)),
+                        cgroup_id: it.payer,
+                        cache: self.cache_name(it.cache),
+                        objects: it.objects,
+                        bytes: it.bytes,
+                    }));
+            }
             let cgroup = name::path(&self.tree.name(*id));
             let line = |row: &SlabRow| {
                 let cache = self.cache_name(row.cache);
@@ -177,6 +205,11 @@ impl Session {
                 });
             }
         }
+        report
+            .dead
+            .sort_by_key(|line| std::cmp::Reverse(line.bytes));
+        dead.bytes = report.dead.iter().map(|line| line.bytes).sum();
+        report.node.dead = dead;
         report.findings = Findings {
             charged: self.charged_lines(),
             growing: self
@@ -185,4 +218,24 @@ impl Session {
         };
         Some(report)
     }
+}
+
+/// Whether the programs note what a cgroup's objects are charged to when it is removed: they need
+/// the cgroup itself, which only the typed tracepoint hands them, and know the objcg's place.
+pub(super) fn tells_the_dead(plan: &Plan) -> bool {
+    let config = &plan.config;
+    let typed = plan
+        .role("cgroup.lifecycle")
+        .and_then(|role| role.choice)
+        .is_some_and(|(_, candidate)| candidate.mechanism == Mechanism::BtfTracepoint);
+    let own = config.memcg_objcg != ABSENT
+        || config.memcg_nodeinfo != ABSENT && config.per_node_objcg != ABSENT;
+    typed
+        && own
+        && ![
+            config.memcg_serial,
+            config.cgroup_memory_css,
+            config.memcg_css,
+        ]
+        .contains(&ABSENT)
 }

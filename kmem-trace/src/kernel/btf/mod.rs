@@ -352,6 +352,24 @@ impl KernelBtf {
         })
     }
 
+    /// Type id of the one function of that name.
+    pub fn function_id(&self, name: &str) -> Option<u32> {
+        let ids = self.ids(name).ok()?;
+        let mut functions = ids
+            .into_iter()
+            .filter(|id| matches!(self.type_of(*id), Ok(Type::Func(_))));
+        let id = functions.next()?;
+        functions.next().is_none().then_some(id)
+    }
+
+    /// Type id of the one struct of that name.
+    pub fn struct_id(&self, name: &str) -> Option<u32> {
+        match self.struct_ids(name).ok()?[..] {
+            [id] => Some(id),
+            _ => None,
+        }
+    }
+
     /// Whether there is a struct, union or typedef of one of that name.
     pub fn has_struct(&self, name: &str) -> bool {
         self.struct_ids(name).is_ok()
