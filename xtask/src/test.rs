@@ -119,7 +119,7 @@ fn run(stage: Stage, jobs: usize) -> Result<Tally> {
         Stage::Unit => {
             let mut names = test_targets()?;
             // Those have stages of their own.
-            names.retain(|name| !["live", "abuse", "kernel"].contains(&name.as_str()));
+            names.retain(|name| !["live", "abuse", "slab", "kernel"].contains(&name.as_str()));
             let mut arguments = vec!["test", "--workspace", "--no-fail-fast", "--lib", "--bins"];
             for name in &names {
                 arguments.extend(["--test", name]);
@@ -143,6 +143,8 @@ fn run(stage: Stage, jobs: usize) -> Result<Tally> {
                 "live",
                 "--test",
                 "abuse",
+                "--test",
+                "slab",
                 "--",
                 "--test-threads=1",
                 "--show-output",
