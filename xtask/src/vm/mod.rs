@@ -55,7 +55,7 @@ pub struct Arguments {
     /// The kmem-trace to put at /bin/kmem-trace, instead of building it.
     #[arg(long, value_name = "PATH")]
     pub binary: Option<PathBuf>,
-    /// Test programs to run, instead of kmem-trace's test targets `kernel` and `abuse`. Repeatable.
+    /// Test programs to run, instead of kmem-trace's test target `kernel`. Repeatable.
     #[arg(long, value_name = "PATH")]
     pub tests: Vec<PathBuf>,
     /// One more argument for each test program, such as a filter. Repeatable.
@@ -452,8 +452,6 @@ fn test_programs(paths: &[PathBuf]) -> Result<Vec<(String, PathBuf)>> {
             "kmem-trace",
             "--test",
             "kernel",
-            "--test",
-            "abuse",
         ])?;
         // The package's own program is built along with its integration tests.
         built
