@@ -3,18 +3,21 @@
 use std::{
     fs,
     path::{Component, Path, PathBuf},
+    process::Child,
     time::Duration,
 };
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::kernel::cgroupfs::MemoryMount;
+use crate::{kernel::cgroupfs::MemoryMount, workload::worker::sweeper};
 
 /// A cgroup that we made, and remove.
 pub struct Made {
     pub dir: PathBuf,
     /// Directories made on the way, lowest last.
     made: Vec<PathBuf>,
+    /// Removes them should we be killed; ends when its standard input does.
+    sweeper: Option<Child>,
 }
 
 impl Made {
@@ -33,6 +36,19 @@ impl Made {
             );
         }
         let mut dir = mount.mount_point.clone();
+        let mut missing: Vec<PathBuf> = relative
+            .ancestors()
+            .map(|part| dir.join(part))
+            .take_while(|part| !part.exists())
+            .collect();
+        missing.reverse();
+        // Before they are there: no moment is left to be killed in.
+        let sweeper = match missing.is_empty() {
+            true => None,
+            false => sweeper::start(&missing)
+                .inspect_err(|error| log::debug!("nobody would remove it after us: {error}"))
+                .ok(),
+        };
         let mut made = Vec::new();
         for part in relative.components() {
             dir.push(part);
@@ -46,7 +62,7 @@ impl Made {
                 }
             }
         }
-        Ok(Self { dir, made })
+        Ok(Self { dir, made, sweeper })
     }
 
     /// Removes what was made; the kernel may need a moment after the last task left.
@@ -73,6 +89,11 @@ impl Drop for Made {
     fn drop(&mut self) {
         for dir in self.made.iter().rev() {
             let _ = fs::remove_dir(dir);
+        }
+        if let Some(mut sweeper) = self.sweeper.take() {
+            drop(sweeper.stdin.take());
+            // It goes by itself; one that still waits for a busy cgroup is not waited for.
+            let _ = sweeper.try_wait();
         }
     }
 }

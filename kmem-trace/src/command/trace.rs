@@ -52,6 +52,8 @@ use crate::{
 /// Slab figures are told no more often: the kernel holds up allocations while it counts
 /// `/proc/slabinfo`.
 const SLAB_PAUSE: Duration = Duration::from_millis(900);
+/// Longest that records are taken without a look at anything else.
+const AT_A_TIME: Duration = Duration::from_millis(50);
 /// How often the ring is looked at when the programs do not say that it fills.
 const LOOK: Duration = Duration::from_millis(20);
 
@@ -227,7 +229,9 @@ impl<'a> Trace<'a> {
                     self.drain()?;
                     self.govern()?;
                 }
-                () = self.ring.filling() => self.drain()?,
+                () = self.ring.filling() => {
+                    self.drain()?;
+                }
             }
         }
         self.sum_up().await?;
@@ -359,7 +363,7 @@ impl<'a> Trace<'a> {
         self.session.step_down(step)?;
         if step == Step::Aggregates {
             // Those that were sent before are told before.
-            self.drain()?;
+            self.drain_all()?;
             self.events = None;
         }
         let line = StepLine {
@@ -385,16 +389,31 @@ impl<'a> Trace<'a> {
         }
     }
 
-    fn drain(&mut self) -> Result<()> {
-        loop {
+    /// Takes what waits. In a flood something always does, and more comes of what is printed: then
+    /// no more than some time of it, so that reports, signals and the deadline get theirs.
+    /// `false` where more waits.
+    fn drain(&mut self) -> Result<bool> {
+        let enough = Instant::now() + AT_A_TIME;
+        while !self.closed {
             let batch = self.ring.drain();
             if batch.as_bytes().is_empty() {
                 self.session.look_if_needed();
                 self.session.retire();
-                return Ok(());
+                break;
             }
             self.take(&batch)?;
+            if Instant::now() >= enough {
+                self.session.look_if_needed();
+                return Ok(false);
+            }
         }
+        Ok(true)
+    }
+
+    /// Takes all that waits, once nothing more comes.
+    fn drain_all(&mut self) -> Result<()> {
+        while !self.drain()? {}
+        Ok(())
     }
 
     fn take(&mut self, batch: &Batch) -> Result<()> {
@@ -456,7 +475,7 @@ impl<'a> Trace<'a> {
             self.print_slab()?;
         }
         self.session.detach().await;
-        self.drain()?;
+        self.drain_all()?;
         // Nothing runs any more: the last figures.
         let own = self.session.own_cost();
         if let Some(recorder) = &mut self.recorder {

@@ -15,17 +15,16 @@ use crate::{
     traceable,
 };
 
-/// Places of the totals in these tests: less than the cgroups that come.
-const PLACES: usize = 512;
-
 #[test]
 fn cgroups_that_come_and_go_take_no_memory_and_their_places_are_used_again() {
     if !traceable() {
         return;
     }
-    let count = scaled(800, 10_000);
+    let count = scaled(48, 600, 10_000);
+    // Less than the cgroups that come.
+    let places = scaled(32, 384, 512);
     let parent = Cgroup::top(&own("churn"));
-    let words = format!("-c {} -i 200ms --max-cgroups {PLACES}", parent.name);
+    let words = format!("-c {} -i 200ms --max-cgroups {places}", parent.name);
     let tracer = Tracer::start(&words);
     let names = Tracer::start(&format!(
         "-c {} --no-slab --events cgroup.lifecycle",
@@ -55,7 +54,7 @@ fn cgroups_that_come_and_go_take_no_memory_and_their_places_are_used_again() {
     assert_eq!(number(&report, "dead_descendants"), count, "{report}");
     let grown = rss(&report) - early;
     figures(&format!(
-        "{count} cgroups, {PLACES} places: resident memory {early} + {grown} bytes, residual {} of {} bytes, {skipped} runs skipped",
+        "{count} cgroups, {places} places: resident memory {early} + {grown} bytes, residual {} of {} bytes, {skipped} runs skipped",
         number(&report, "residual_bytes"),
         number(&report, "bound_bytes"),
     ));
@@ -128,7 +127,7 @@ fn what_is_charged_hundreds_of_levels_down_is_counted_at_the_top() {
     let words = format!("-c {} -i 200ms --no-slab", parent.name);
     let tracer = Tracer::start(&words);
     let exact = tracer.plan()["mode"] == "exact";
-    let chain = Chain::below(&parent, scaled(200, 1000));
+    let chain = Chain::below(&parent, scaled(80, 200, 1000));
     let lowest = chain.0.last().expect("some levels").clone();
     let before = number(&tracer.next_report(&parent.name), "ledger_bytes");
     let held = load::start_in(&lowest, "anon=20M");

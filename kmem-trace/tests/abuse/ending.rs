@@ -13,7 +13,7 @@ use nix::{
 };
 
 use crate::{
-    figures, own, scaled,
+    figures, is_worth_it, own, scaled,
     support::{
         cgroup::{self, Cgroup},
         lines, load, machine, soon,
@@ -48,7 +48,7 @@ fn killed_at_any_moment_it_leaves_nothing() {
     if !traceable() || !machine::is_vm() {
         return;
     }
-    let times = scaled(6, 100);
+    let times = scaled(3, 3, 100);
     let before = machine::bpf_programs();
     let namespaces_before = namespaces();
     let parent = Cgroup::top(&own("killed"));
@@ -91,8 +91,25 @@ fn killed_at_any_moment_it_leaves_nothing() {
 }
 
 #[test]
+fn a_killed_run_leaves_no_cgroup_once_its_command_has_ended() {
+    if !is_worth_it() || !traceable() {
+        return;
+    }
+    let name = own("killed-run");
+    let dir = cgroup::hierarchy().0.join(&name);
+    for time in 0..scaled(2, 2, 30) {
+        let mut child = spawn(&format!("run -c {name} -i 50ms -- sleep 1"));
+        thread::sleep(Duration::from_millis(time * 211 % 900));
+        child.kill().expect("it is ours");
+        child.wait().expect("it is ours");
+        let gone = soon(Duration::from_secs(10), || !dir.exists());
+        assert!(gone, "{} is left after kill {time}", dir.display());
+    }
+}
+
+#[test]
 fn stopped_for_long_it_goes_on_within_its_bound() {
-    if !traceable() {
+    if !is_worth_it() || !traceable() {
         return;
     }
     let parent = Cgroup::top(&own("stopped"));
@@ -100,7 +117,7 @@ fn stopped_for_long_it_goes_on_within_its_bound() {
     tracer.next_report(&parent.name);
     tracer.signal(Signal::SIGSTOP);
     let held = load::start(&parent, "anon=30M pipes=500");
-    thread::sleep(Duration::from_secs(scaled(3, 30)));
+    thread::sleep(Duration::from_secs(scaled(3, 3, 30)));
     tracer.signal(Signal::SIGCONT);
     let report = tracer.next_report(&parent.name);
     lines::assert_holds(&report);
@@ -114,7 +131,7 @@ fn stopped_for_long_it_goes_on_within_its_bound() {
 
 #[test]
 fn output_that_nobody_reads_for_a_while_arrives_whole() {
-    if !traceable() {
+    if !is_worth_it() || !traceable() {
         return;
     }
     let parent = Cgroup::top(&own("unread"));
@@ -124,7 +141,7 @@ fn output_that_nobody_reads_for_a_while_arrives_whole() {
     let mut line = String::new();
     out.read_line(&mut line).expect("it speaks");
     load::pass(&parent, "anon=10M pipes=300");
-    thread::sleep(Duration::from_secs(scaled(2, 30)));
+    thread::sleep(Duration::from_secs(scaled(2, 2, 30)));
     let pid = Pid::from_raw(i32::try_from(child.id()).expect("process ids fit"));
     kill(pid, Signal::SIGINT).expect("it is ours");
     let mut last = serde_json::Value::Null;
@@ -141,7 +158,7 @@ fn output_that_nobody_reads_for_a_while_arrives_whole() {
 
 #[test]
 fn a_reader_that_sleeps_and_ends_ends_it_quietly() {
-    if !traceable() {
+    if !is_worth_it() || !traceable() {
         return;
     }
     let parent = Cgroup::top(&own("sleeper"));

@@ -14,7 +14,7 @@ use nix::{
 use serde_json::Value;
 
 use crate::{
-    figures, own, scaled, storm,
+    figures, is_worth_it, own, scaled, storm,
     support::{
         cgroup::Cgroup,
         lines::{self, number},
@@ -74,7 +74,7 @@ fn what_a_ring_of_one_page_does_not_take_is_counted_to_the_record() {
     is_ready
         .recv_timeout(Duration::from_secs(60))
         .expect("it starts");
-    storm::pipes(scaled(30_000, 700_000));
+    storm::pipes(scaled(2000, 30_000, 700_000));
     let held = load::start(&parent, "anon=10M");
     held.end();
     let pid = i32::try_from(child.id()).expect("process ids fit");
@@ -173,7 +173,7 @@ fn maps_of_one_place_lose_and_say_so_and_the_bound_knows_it() {
 
 #[test]
 fn two_tracers_at_once_say_the_same_and_hold() {
-    if !traceable() {
+    if !is_worth_it() || !traceable() {
         return;
     }
     let parent = Cgroup::top(&own("two"));
@@ -204,7 +204,11 @@ fn a_soak_at_full_rate_ends_with_a_ledger_that_holds() {
     let parent = Cgroup::top(&own("soak"));
     let tracer = Tracer::start(&format!("-c {} -i 500ms", parent.name));
     let exact = tracer.plan()["mode"] == "exact";
-    let time = scaled(Duration::from_secs(3), Duration::from_secs(300));
+    let time = scaled(
+        Duration::from_secs(3),
+        Duration::from_secs(3),
+        Duration::from_secs(300),
+    );
     let (pipes, processes) = thread::scope(|scope| {
         let pipes = scope.spawn(|| storm::pipes_for(time));
         let processes = storm::processes_for(&parent, time);

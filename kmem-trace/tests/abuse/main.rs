@@ -25,9 +25,30 @@ fn is_long() -> bool {
     std::env::var_os("KMEM_TRACE_LONG").is_some()
 }
 
-/// How much of it: the short or the long version.
-fn scaled<T>(short: T, long: T) -> T {
-    if is_long() { long } else { short }
+/// How much of it: in an emulated machine, where all takes ten times as long, in the short and in the
+/// long version.
+fn scaled<T>(emulated: T, short: T, long: T) -> T {
+    if is_long() {
+        long
+    } else if is_emulated() {
+        emulated
+    } else {
+        short
+    }
+}
+
+fn is_emulated() -> bool {
+    std::env::var_os("KMEM_TRACE_VM").is_some()
+}
+
+/// Whether this machine is where a test is worth its time: not an emulated one, for what does not
+/// depend on how charges are seen; says so.
+fn is_worth_it() -> bool {
+    if is_emulated() && !is_long() {
+        support::machine::skip("run on the machine at hand; KMEM_TRACE_LONG=1 has it run here too");
+        return false;
+    }
+    true
 }
 
 /// What was measured, for whoever asked for the long versions.

@@ -5,7 +5,7 @@ use std::{thread, time::Duration};
 use serde_json::Value;
 
 use crate::{
-    own, storm,
+    is_worth_it, own, storm,
     support::{
         cgroup::Cgroup,
         lines::{self, number},
@@ -79,7 +79,7 @@ fn a_storm_makes_it_step_down_and_every_step_is_said() {
 
 #[test]
 fn events_become_reports_and_the_screen_says_when() {
-    if !traceable() {
+    if !is_worth_it() || !traceable() {
         return;
     }
     let parent = Cgroup::top(&own("events"));
@@ -116,7 +116,7 @@ fn events_become_reports_and_the_screen_says_when() {
 
 #[test]
 fn what_costs_little_steps_nowhere() {
-    if !traceable() {
+    if !is_worth_it() || !traceable() {
         return;
     }
     let parent = Cgroup::top(&own("calm"));

@@ -1,7 +1,8 @@
 //! The processes of a load: this program run again with a hidden first argument.
 //!
 //! `__worker supervise` holds a whole load (started by [`super::Workload`]); `__worker churn …`
-//! makes small loads in its own process (see [`super::churn`]). Lives here: telling such an
+//! makes small loads in its own process (see [`super::churn`]), `__worker sweep DIR…` removes
+//! cgroups after its starter ([`sweeper`]). Lives here: telling such an
 //! invocation, and forking a child that dies with its parent and never returns.
 
 pub(super) mod connections;
@@ -9,6 +10,7 @@ mod keeper;
 pub(super) mod memory;
 pub(super) mod network;
 mod supervisor;
+pub mod sweeper;
 
 use std::{
     env,
@@ -36,6 +38,7 @@ use super::{
 pub const ARGUMENT: &str = "__worker";
 pub(super) const SUPERVISE: &str = "supervise";
 const CHURN: &str = "churn";
+const SWEEP: &str = "sweep";
 
 /// Exit codes of workers, for the process that waits for them.
 const EXIT_REPORTED: i32 = 1;
@@ -53,8 +56,19 @@ pub fn is_worker_invocation() -> bool {
 /// The whole life of a worker. Call it first in `main`, before there are other threads.
 #[must_use]
 pub fn main() -> ExitCode {
-    let words: Vec<String> = env::args_os()
-        .skip(2)
+    let words: Vec<_> = env::args_os().skip(2).collect();
+    if let Some((mode, dirs)) = words.split_first()
+        && mode == SWEEP
+    {
+        // Names of cgroups are any bytes.
+        let dirs: Vec<_> = dirs.iter().map(Into::into).collect();
+        return match sweeper::run(&dirs) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(_) => ExitCode::FAILURE,
+        };
+    }
+    let words: Vec<String> = words
+        .into_iter()
         .map(|word| word.to_string_lossy().into_owned())
         .collect();
     let result = match words.split_first() {
