@@ -268,7 +268,7 @@ pub fn ask_as_nobody(words: &str) -> Answer {
     answer(command)
 }
 
-/// Runs `command` until it ends, or for 30 s.
+/// Runs `command` until it ends, or for as long as anybody waits: an emulated machine is slow.
 pub fn answer(mut command: Command) -> Answer {
     let mut child = command
         .stdin(Stdio::null())
@@ -286,7 +286,7 @@ pub fn answer(mut command: Command) -> Answer {
     let out = read(Box::new(child.stdout.take().expect("piped")));
     let error = read(Box::new(child.stderr.take().expect("piped")));
     let mut status = None;
-    if !soon(Duration::from_secs(30), || {
+    if !soon(PATIENCE, || {
         status = child.try_wait().expect("it is our child");
         status.is_some()
     }) {
