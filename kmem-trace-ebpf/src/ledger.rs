@@ -11,14 +11,14 @@ use kmem_trace_ebpf::{
 };
 
 use crate::{
-    maps::{add, header, send, tally, totals},
+    maps::{Context, add, header, send, tally, totals},
     memcg::{cgroup_of, id_of, is_traced, note_ancestry, owner},
     read::config,
 };
 
 /// A page counter moved (or refused to).
 #[inline(always)]
-pub fn counter_changed(counter: u64, pages: u64, op: u8) {
+pub fn counter_changed(ctx: Context, counter: u64, pages: u64, op: u8) {
     let Some((slot, memcg)) = owner(counter) else {
         tally(SEEN_ELSEWHERE, 1);
         return;
@@ -62,7 +62,7 @@ pub fn counter_changed(counter: u64, pages: u64, op: u8) {
         }
     }
     if config!(stream_counters) == 1 {
-        send::<CounterRecord>(|record| unsafe {
+        send::<CounterRecord>(ctx, |record| unsafe {
             record.write(CounterRecord {
                 header: header(KIND_COUNTER, size_of::<CounterRecord>()),
                 cgroup_id,
@@ -77,7 +77,7 @@ pub fn counter_changed(counter: u64, pages: u64, op: u8) {
 
 /// The user charge path returned `result` for `memcg`.
 #[inline(always)]
-pub fn user_charged(memcg: u64, pages: u32, gfp: u32, result: i32) {
+pub fn user_charged(ctx: Context, memcg: u64, pages: u32, gfp: u32, result: i32) {
     let Some(cgroup) = cgroup_of(memcg) else {
         return;
     };
@@ -100,7 +100,7 @@ pub fn user_charged(memcg: u64, pages: u32, gfp: u32, result: i32) {
         }
     }
     if config!(stream_user_charges) == 1 {
-        send::<UserChargeRecord>(|record| unsafe {
+        send::<UserChargeRecord>(ctx, |record| unsafe {
             record.write(UserChargeRecord {
                 header: header(KIND_USER_CHARGE, size_of::<UserChargeRecord>()),
                 cgroup_id,
@@ -115,7 +115,7 @@ pub fn user_charged(memcg: u64, pages: u32, gfp: u32, result: i32) {
 
 /// A `memory.stat` item moved by `pages`; `items` says which items count in pages, by slot.
 #[inline(always)]
-pub fn state_changed(cgroup_id: u64, item: i32, pages: i32, lruvec: bool) {
+pub fn state_changed(ctx: Context, cgroup_id: u64, item: i32, pages: i32, lruvec: bool) {
     let mut group = 0;
     while group < 4 {
         let mut i = 0;
@@ -133,7 +133,7 @@ pub fn state_changed(cgroup_id: u64, item: i32, pages: i32, lruvec: bool) {
         group += 1;
     }
     if config!(stream_state) == 1 {
-        send::<StateRecord>(|record| unsafe {
+        send::<StateRecord>(ctx, |record| unsafe {
             record.write(StateRecord {
                 header: header(KIND_STATE, size_of::<StateRecord>()),
                 cgroup_id,

@@ -1,14 +1,13 @@
 //! Cgroups that come and go, and tasks that move between them.
 
-use aya_ebpf::helpers::generated::bpf_probe_read_kernel_str;
 use kmem_trace_ebpf::{
     config::ABSENT,
     record::{CgroupRecord, KIND_CGROUP, PATH_LEN},
 };
 
 use crate::{
-    maps::{header, send},
-    read::config,
+    maps::{Context, header, send},
+    read::{config, read_kernel_str},
 };
 
 /// The fields of one `cgroup:*` tracepoint's record.
@@ -24,12 +23,12 @@ pub struct Fields {
 
 /// A `cgroup:*` tracepoint fired.
 #[inline(always)]
-pub fn cgroup_event(op: u8, fields: &Fields) {
+pub fn cgroup_event(ctx: Context, op: u8, fields: &Fields) {
     let wanted = config!(hierarchy_id);
     if wanted != ABSENT && wanted != fields.hierarchy {
         return;
     }
-    send::<CgroupRecord>(|record| unsafe {
+    send::<CgroupRecord>(ctx, |record| unsafe {
         (&raw mut (*record).header).write(header(KIND_CGROUP, size_of::<CgroupRecord>()));
         (&raw mut (*record).cgroup_id).write(fields.cgroup_id);
         (&raw mut (*record).hierarchy).write(fields.hierarchy);
@@ -41,7 +40,7 @@ pub fn cgroup_event(op: u8, fields: &Fields) {
         path.write([0; PATH_LEN]);
         if config!(can_read) == 1 && fields.path != 0 {
             let text = fields.path as *const _;
-            let _ = bpf_probe_read_kernel_str(path.cast(), PATH_LEN as u32, text);
+            let _ = read_kernel_str(path.cast(), PATH_LEN as u32, text);
         }
     });
 }

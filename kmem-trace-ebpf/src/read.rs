@@ -2,11 +2,24 @@
 
 use core::arch::asm;
 
-use aya_ebpf::{bindings::pt_regs, helpers::bpf_probe_read_kernel};
+use aya_ebpf::bindings::pt_regs;
+/// The helper that reads kernel memory; before 5.5 there is one for all memory.
+#[cfg(feature = "old")]
+pub use aya_ebpf::helpers::{
+    bpf_probe_read as read_kernel, generated::bpf_probe_read_str as read_kernel_str,
+};
+#[cfg(not(feature = "old"))]
+pub use aya_ebpf::helpers::{
+    bpf_probe_read_kernel as read_kernel, generated::bpf_probe_read_kernel_str as read_kernel_str,
+};
 use kmem_trace_ebpf::config::{ABSENT, Config};
 
 /// Filled in by userspace before loading; volatile reads keep the compiler from folding the
 /// values it has at compile time.
+///
+/// Before 5.5 the verifier does not look into read-only data. The object for such kernels keeps this
+/// where no verifier looks, so that one that accepts it on a newer kernel was not helped.
+#[cfg_attr(feature = "old", unsafe(link_section = ".data"))]
 #[unsafe(no_mangle)]
 pub static CONFIG: Config = Config::UNSET;
 
@@ -28,7 +41,7 @@ pub fn member<T>(base: u64, offset: u32) -> Option<T> {
         return None;
     }
     let address = base.wrapping_add(u64::from(offset)) as *const T;
-    unsafe { bpf_probe_read_kernel(address) }.ok()
+    unsafe { read_kernel(address) }.ok()
 }
 
 /// The `N`th 8-byte word of a program's context. In assembly, because the verifier takes loads

@@ -1,12 +1,11 @@
 //! Slab objects: each attributed, and single events on request.
 
-use aya_ebpf::helpers::generated::bpf_probe_read_kernel_str;
 use kmem_trace_ebpf::record::{CACHE_LEN, KIND_SLAB, OP_ALLOC, SlabRecord};
 
 use crate::{
     attribution::moved,
-    maps::{header, send},
-    read::{config, member},
+    maps::{Context, header, send},
+    read::{config, member, read_kernel_str},
 };
 
 /// What a slab tracepoint says of an object.
@@ -24,7 +23,7 @@ pub struct Object {
 
 /// Attributes one object, and streams it where that was asked for.
 #[inline(always)]
-pub fn slab_event(object: Object) {
+pub fn slab_event(ctx: Context, object: Object) {
     if config!(attribute_slab) == 1 && config!(can_read) == 1 {
         moved(&object, object.op == OP_ALLOC);
     }
@@ -38,7 +37,7 @@ pub fn slab_event(object: Object) {
         let size = member::<u32>(object.cache, config!(kmem_cache_size)).unwrap_or(0);
         bytes_alloc = u64::from(size);
     }
-    send::<SlabRecord>(|record| unsafe {
+    send::<SlabRecord>(ctx, |record| unsafe {
         (&raw mut (*record).header).write(header(KIND_SLAB, size_of::<SlabRecord>()));
         (&raw mut (*record).cgroup_id).write(0);
         (&raw mut (*record).object).write(object.address);
@@ -54,7 +53,7 @@ pub fn slab_event(object: Object) {
         if config!(can_read) == 1 {
             let text = member::<u64>(object.cache, config!(kmem_cache_name)).unwrap_or(0);
             if text != 0 {
-                let _ = bpf_probe_read_kernel_str(name.cast(), CACHE_LEN as u32, text as *const _);
+                let _ = read_kernel_str(name.cast(), CACHE_LEN as u32, text as *const _);
             }
         }
     });
