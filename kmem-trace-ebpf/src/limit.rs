@@ -1,12 +1,7 @@
 //! Writes to limit files, and changes of the v1 kernel memory limit: what the counters said
 //! before, what was written, what the counters said after.
 
-use aya_ebpf::{
-    bindings::BPF_ANY,
-    helpers::bpf_get_current_pid_tgid,
-    macros::map,
-    maps::HashMap,
-};
+use aya_ebpf::{bindings::BPF_ANY, helpers::bpf_get_current_pid_tgid, macros::map, maps::HashMap};
 use kmem_trace_ebpf::{
     config::ABSENT,
     record::{

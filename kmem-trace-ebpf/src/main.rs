@@ -115,11 +115,7 @@ pub fn kp_counter_try_charge(ctx: ProbeContext) -> u32 {
 /// On the function's `ret`, where its stack pointer is what it was at entry.
 #[kprobe]
 pub fn kx_counter_try_charge(ctx: ProbeContext) -> u32 {
-    try_charge_returned(
-        ctx.regs.cast(),
-        stack_pointer(ctx.regs),
-        returned(ctx.regs),
-    )
+    try_charge_returned(ctx.regs.cast(), stack_pointer(ctx.regs), returned(ctx.regs))
 }
 
 #[kretprobe]
@@ -163,11 +159,7 @@ pub fn kp_user_charge(ctx: ProbeContext) -> u32 {
 
 #[kprobe]
 pub fn kx_user_charge(ctx: ProbeContext) -> u32 {
-    probed_user_charge_returned(
-        ctx.regs.cast(),
-        stack_pointer(ctx.regs),
-        returned(ctx.regs),
-    )
+    probed_user_charge_returned(ctx.regs.cast(), stack_pointer(ctx.regs), returned(ctx.regs))
 }
 
 #[kretprobe]
@@ -238,14 +230,7 @@ pub fn kr_limit_kmem(ctx: RetProbeContext) -> u32 {
 }
 
 #[inline(always)]
-fn user_charge_returned(
-    ctx: Context,
-    memcg: u64,
-    asked: u64,
-    pages: u64,
-    gfp: u64,
-    result: u64,
-) {
+fn user_charge_returned(ctx: Context, memcg: u64, asked: u64, pages: u64, gfp: u64, result: u64) {
     let mut charged = asked;
     // Where it refuses, 3.10 hands out nothing, or the root instead of who it was for.
     if config!(user_charge_memcg_is_out) == 1 && result as i32 == 0 {
@@ -491,16 +476,19 @@ macro_rules! slab_arguments {
     ($ctx:ident, $op:ident, $event:ident) => {{
         let context = $ctx.as_ptr();
         let ctx = context.cast_const().cast();
-        slab_event(context, Object {
-            op: $op,
-            address: argument(ctx, config!($event.object)),
-            call_site: argument(ctx, config!($event.call_site)),
-            bytes_req: argument(ctx, config!($event.bytes_req)),
-            bytes_alloc: argument(ctx, config!($event.bytes_alloc)),
-            gfp: argument(ctx, config!($event.gfp)) as u32,
-            accounted: 2,
-            cache: argument(ctx, config!($event.cache)),
-        });
+        slab_event(
+            context,
+            Object {
+                op: $op,
+                address: argument(ctx, config!($event.object)),
+                call_site: argument(ctx, config!($event.call_site)),
+                bytes_req: argument(ctx, config!($event.bytes_req)),
+                bytes_alloc: argument(ctx, config!($event.bytes_alloc)),
+                gfp: argument(ctx, config!($event.gfp)) as u32,
+                accounted: 2,
+                cache: argument(ctx, config!($event.cache)),
+            },
+        );
         0
     }};
 }

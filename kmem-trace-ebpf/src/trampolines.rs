@@ -88,21 +88,36 @@ counter_pairs! {
 #[fentry]
 pub fn fe_counter_charge(ctx: FEntryContext) -> i32 {
     let ctx: *const u8 = ctx.as_ptr().cast_const().cast();
-    counter_changed(ctx.cast_mut().cast(), argument(ctx, 0), argument(ctx, 1), OP_CHARGE);
+    counter_changed(
+        ctx.cast_mut().cast(),
+        argument(ctx, 0),
+        argument(ctx, 1),
+        OP_CHARGE,
+    );
     0
 }
 
 #[fentry]
 pub fn fe_counter_uncharge(ctx: FEntryContext) -> i32 {
     let ctx: *const u8 = ctx.as_ptr().cast_const().cast();
-    counter_changed(ctx.cast_mut().cast(), argument(ctx, 0), argument(ctx, 1), OP_UNCHARGE);
+    counter_changed(
+        ctx.cast_mut().cast(),
+        argument(ctx, 0),
+        argument(ctx, 1),
+        OP_UNCHARGE,
+    );
     0
 }
 
 #[fexit]
 pub fn fx_counter_try_charge(ctx: FExitContext) -> i32 {
     let ctx: *const u8 = ctx.as_ptr().cast_const().cast();
-    counter_changed(ctx.cast_mut().cast(), argument(ctx, 0), argument(ctx, 1), tried(ctx));
+    counter_changed(
+        ctx.cast_mut().cast(),
+        argument(ctx, 0),
+        argument(ctx, 1),
+        tried(ctx),
+    );
     0
 }
 

@@ -47,7 +47,7 @@ use crate::{
 /// Where the output does not take it, or `--strike` names no candidate.
 pub fn main(args: &DoctorArgs) -> Result<()> {
     let strike = struck(&args.strike)?;
-    let inspection = Inspection::read(args.btf.as_deref());
+    let inspection = Inspection::read(args.btf.as_deref(), &args.forbid);
     let mount = MemoryMount::find();
     let (plan, tried) = tried(&inspection, mount.as_ref().ok(), args, strike);
     let page = examine(&inspection, &mount, &plan, tried, args.btf.is_some());
@@ -108,6 +108,7 @@ fn tried(
         log_level: 0,
         bpf_stats: false,
         strike: strike.clone(),
+        forbidden: args.forbid.clone(),
     };
     attaching::raise_memlock();
     match attaching::attach_best(inspection, &request) {

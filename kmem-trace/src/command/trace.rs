@@ -39,7 +39,7 @@ use crate::{
     stream::{
         decode::{Batch, Record},
         recording::Recorder,
-        ring::Ring,
+        source::Source,
     },
     view::{
         event::{self, Event},
@@ -101,7 +101,7 @@ pub async fn main(args: TraceArgs) -> Result<Outcome> {
 /// A trace with its output.
 pub struct Trace<'a> {
     session: Session,
-    ring: Ring,
+    source: Source,
     common: &'a Common,
     out: BufWriter<io::Stdout>,
     recorder: Option<Recorder<BufWriter<File>>>,
@@ -154,6 +154,7 @@ impl<'a> Trace<'a> {
             log_level: if common.verbose >= 2 { 4 } else { 0 },
             bpf_stats: common.bpf_stats,
             strike: struck(&common.strike)?,
+            forbidden: common.forbid.clone(),
         })
         .await?;
         if common.verbose >= 2
@@ -161,10 +162,10 @@ impl<'a> Trace<'a> {
         {
             log::warn!("the programs' log cannot be shown: {error}");
         }
-        let ring = session.ring()?;
+        let source = session.source()?;
         let mut trace = Self {
             session,
-            ring,
+            source,
             common,
             out: BufWriter::new(io::stdout()),
             recorder,
@@ -216,7 +217,7 @@ impl<'a> Trace<'a> {
                 _ = hangup.recv() => break,
                 _ = report.tick() => self.print_reports()?,
                 _ = look.tick() => self.drain()?,
-                () = self.ring.filling() => self.drain()?,
+                () = self.source.filling() => self.drain()?,
             }
         }
         self.sum_up().await?;
@@ -335,8 +336,9 @@ impl<'a> Trace<'a> {
 
     fn drain(&mut self) -> Result<()> {
         loop {
-            let batch = self.ring.drain();
+            let batch = self.source.drain();
             if batch.as_bytes().is_empty() {
+                self.session.lost_records(self.source.lost());
                 self.session.look_if_needed();
                 return Ok(());
             }

@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context as _, Result, anyhow, bail};
 use aya::{
     Btf, Ebpf, EbpfLoader,
-    maps::{HashMap as KernelHashMap, MapData, RingBuf, Stack},
+    maps::{HashMap as KernelHashMap, Map, MapData, PerfEventArray, RingBuf, Stack},
     programs::{BtfTracePoint, FEntry, FExit, KProbe, Program, RawTracePoint, TracePoint},
     util::nr_cpus,
 };
@@ -22,16 +22,14 @@ use crate::kernel::proc::own;
 
 use super::{
     allowed::cause,
-    mapping::Mapped,
+    features::{Lacking, Object},
+    kept::Kept,
     plan::Plan,
     site::AllSites,
     stats::{self, ProgramStats},
     table::{Hook, Place},
     verify,
 };
-
-/// The compiled programs, built by `cargo xtask bpf`.
-pub static OBJECT: &[u8] = aya::include_bytes_aligned!("../bpf/kmem-trace.bpf.o");
 
 /// Sizes of what is allocated in the kernel.
 #[derive(Clone, Copy, Debug)]
@@ -47,17 +45,11 @@ pub struct Sizes {
 /// Programs in place, and the maps they fill.
 pub struct Attached {
     ebpf: Ebpf,
-    /// Whose each place of the totals is.
-    pub cgroups: Mapped<TotalsPlace>,
-    /// A copy for each CPU, place by place.
-    totals: Mapped<Totals>,
-    tally: Mapped<u64>,
-    slab_keys: Mapped<SlabKey>,
-    /// A copy for each CPU, place by place.
-    slab_sums: Mapped<SlabSums>,
-    pub caches: KernelHashMap<MapData, u64, Cache>,
-    /// The ring and its spare; taken by the stream.
-    pub rings: Option<(RingBuf<MapData>, RingBuf<MapData>)>,
+    kept: Kept,
+    /// Taken by the stream.
+    pub stream: Option<Stream>,
+    /// Why the offsets were not checked against the running kernel, where they were not.
+    pub unchecked: Option<String>,
     /// What was attached: role and program.
     pub programs: Vec<(&'static str, &'static str)>,
     /// Of the ledger.
@@ -66,6 +58,14 @@ pub struct Attached {
     last_skipped: u64,
     /// Memory of all maps, bytes.
     pub map_bytes: u64,
+}
+
+/// The maps that records come through.
+pub enum Stream {
+    /// The ring and its spare.
+    Rings(RingBuf<MapData>, RingBuf<MapData>),
+    /// Perf buffers, still to be opened.
+    Buffers(PerfEventArray<MapData>),
 }
 
 /// A candidate that the kernel refused, so that the next one can be tried.
@@ -97,6 +97,7 @@ impl From<anyhow::Error> for AttachError {
 pub fn attach(
     plan: &Plan,
     config: &Config,
+    lacking: &Lacking,
     sites: &AllSites,
     requested: &HashSet<String>,
     sizes: Sizes,
@@ -133,14 +134,19 @@ pub fn attach(
         .map_max_entries("SLAB_SUMS", copied(config.slab_places)?)
         .map_max_entries("OWNERLESS", if plan.slab { sizes.objects } else { 1 });
     let mut ebpf = loader
-        .load(OBJECT)
+        .load(lacking.object().bytes())
         .map_err(|error| anyhow!("the kernel did not take the BPF maps: {}", cause(&error)))?;
     // While all of them are open: some are needed by the programs alone.
     let map_bytes = own::bpf_map_bytes();
-    verify::offsets_hold(&mut ebpf, &config).map_err(|why| anyhow!(why))?;
+    let unchecked = verify::offsets_hold(&mut ebpf, &config, lacking)
+        .map_err(|why| anyhow!(why))?
+        .err();
     // Programs name maps by descriptors until they are loaded: these stay open for that long.
     let _free = fill(&mut ebpf, "FREE", sizes.cgroups)?;
-    let _slab_free = fill(&mut ebpf, "SLAB_FREE", config.slab_places)?;
+    let _slab_free = match lacking.object() {
+        Object::Newest => Some(fill(&mut ebpf, "SLAB_FREE", config.slab_places)?),
+        Object::Old => None,
+    };
     let mut programs = Vec::new();
     let mut placed: Vec<Hook> = Vec::new();
     for resolved in plan.wanted(requested) {
@@ -169,19 +175,21 @@ pub fn attach(
             }
         }
     }
-    let mut take = |name: &str| {
-        ebpf.take_map(name)
-            .with_context(|| format!("the object has no map {name}"))
+    let (kept, stream) = match lacking.object() {
+        Object::Newest => {
+            let keys = config.slab_places as usize;
+            let kept = Kept::mapped(&mut ebpf, places, keys, copies)?;
+            let ring = RingBuf::try_from(map(&mut ebpf, "RING")?).context("map RING")?;
+            let spare = RingBuf::try_from(map(&mut ebpf, "SPARE")?).context("map SPARE")?;
+            (kept, Stream::Rings(ring, spare))
+        }
+        Object::Old => {
+            let kept = Kept::handed(&mut ebpf, places, copies)?;
+            let buffers = map(&mut ebpf, "BUFFERS")?;
+            let buffers = PerfEventArray::try_from(buffers).context("map BUFFERS")?;
+            (kept, Stream::Buffers(buffers))
+        }
     };
-    let cgroups = Mapped::new(take("CGROUPS")?, places).context("map CGROUPS")?;
-    let totals = Mapped::new(take("TOTALS")?, places * copies).context("map TOTALS")?;
-    let tally = Mapped::new(take("TALLY")?, TALLIES as usize * copies).context("map TALLY")?;
-    let keys = config.slab_places as usize;
-    let slab_keys = Mapped::new(take("SLAB_KEYS")?, keys).context("map SLAB_KEYS")?;
-    let slab_sums = Mapped::new(take("SLAB_SUMS")?, keys * copies).context("map SLAB_SUMS")?;
-    let caches = KernelHashMap::try_from(take("CACHES")?).context("map CACHES")?;
-    let ring = RingBuf::try_from(take("RING")?).context("map RING")?;
-    let spare = RingBuf::try_from(take("SPARE")?).context("map SPARE")?;
     let by_kprobe: HashSet<u32> = programs
         .iter()
         .filter(|(role, _)| role.starts_with("counter."))
@@ -197,13 +205,9 @@ pub fn attach(
     };
     Ok(Attached {
         ebpf,
-        cgroups,
-        totals,
-        tally,
-        slab_keys,
-        slab_sums,
-        caches,
-        rings: Some((ring, spare)),
+        kept,
+        stream: Some(stream),
+        unchecked,
         programs,
         kprobes,
         last_skipped: 0,
@@ -230,44 +234,31 @@ impl Attached {
         found
     }
 
-    /// The totals of the cgroup at a place, summed over the CPUs.
-    pub fn totals(&self, place: usize) -> Totals {
-        let mut sum = Totals::default();
-        for one in self.totals.copies(place, self.cgroups.elements()) {
-            for slot in 0..sum.charged.len() {
-                sum.charged[slot] = sum.charged[slot].wrapping_add(one.charged[slot]);
-                sum.uncharged[slot] = sum.uncharged[slot].wrapping_add(one.uncharged[slot]);
-            }
-            sum.user_charges += one.user_charges;
-            sum.user_refusals += one.user_refusals;
-            sum.largest = sum.largest.max(one.largest);
-        }
-        sum
+    /// The cgroups that have totals, and these, summed over the CPUs.
+    ///
+    /// # Errors
+    /// Where the kernel does not hand them out.
+    pub fn totals(&self) -> Result<Vec<(TotalsPlace, Totals)>> {
+        self.kept.taken(&self.ebpf)
     }
 
     /// The slab sums that hold anything, summed over the CPUs.
-    pub fn slab(&self) -> impl Iterator<Item = (SlabKey, SlabSums)> {
-        let places = self.slab_keys.elements();
-        (0..places).filter_map(move |place| {
-            let key = self.slab_keys.get(place);
-            if key.taken == 0 {
-                return None;
-            }
-            let mut sum = SlabSums::default();
-            for one in self.slab_sums.copies(place, places) {
-                sum.allocated += one.allocated;
-                sum.allocated_bytes += one.allocated_bytes;
-                sum.freed += one.freed;
-                sum.freed_bytes += one.freed_bytes;
-            }
-            // Nothing counted yet: its key may still be on its way.
-            (sum != SlabSums::default()).then_some((SlabKey { taken: 0, ..key }, sum))
-        })
+    pub fn slab(&self) -> Vec<(SlabKey, SlabSums)> {
+        self.kept.slab()
     }
 
-    /// One tally, summed over the CPUs.
+    /// Names of slab caches, where slab is attributed.
+    pub fn caches(&self) -> Option<&KernelHashMap<MapData, u64, Cache>> {
+        self.kept.caches()
+    }
+
+    /// One tally, summed over the CPUs. Where it cannot be read, neither can the totals, and that
+    /// ends a trace.
     pub fn tally(&self, which: u32) -> u64 {
-        self.tally.copies(which as usize, TALLIES as usize).sum()
+        self.kept.tally(&self.ebpf, which).unwrap_or_else(|error| {
+            log::warn!("what was lost is not known: {error:#}");
+            0
+        })
     }
 
     /// Changes that the ledger's programs did not see because the kernel skipped them, as far as it
@@ -343,12 +334,14 @@ impl Attached {
     }
 }
 
+fn map(ebpf: &mut Ebpf, name: &str) -> Result<Map> {
+    ebpf.take_map(name)
+        .with_context(|| format!("the object has no map {name}"))
+}
+
 /// Puts the numbers of all places into a map of free ones.
 fn fill(ebpf: &mut Ebpf, name: &'static str, places: u32) -> Result<Stack<MapData, u32>> {
-    let map = ebpf
-        .take_map(name)
-        .with_context(|| format!("the object has no map {name}"))?;
-    let mut free = Stack::<_, u32>::try_from(map).context(name)?;
+    let mut free = Stack::<_, u32>::try_from(map(ebpf, name)?).context(name)?;
     for place in (0..places).rev() {
         free.push(place, 0).context(name)?;
     }

@@ -50,6 +50,7 @@ pub fn attach_best(inspection: &Inspection, request: &Request) -> Result<(Plan, 
         match attach(
             &plan,
             &config,
+            &inspection.allowed.lacking,
             &inspection.sites,
             &request.roles,
             request.sizes,

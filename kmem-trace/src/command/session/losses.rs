@@ -55,7 +55,8 @@ impl Session {
     /// What was lost so far.
     pub fn lost(&mut self) -> Lost {
         Lost {
-            ring: self.attached.tally(LOST_RING),
+            // Before 5.1 the kernel does not tell the program, only the reader, and that late.
+            ring: self.attached.tally(LOST_RING).max(self.told_lost),
             map_full: self.attached.tally(LOST_MAP_FULL)
                 + self.attached.tally(LOST_UNREAD)
                 + self.attached.tally(LOST_DEPTH),
@@ -65,7 +66,7 @@ impl Session {
 
     /// Pages that are in no total, at most.
     pub(super) fn lost_pages(&mut self, lost: &Lost) -> Result<u64> {
-        let reading = self.reading();
+        let reading = self.reading()?;
         let largest = reading
             .values()
             .map(|totals| totals.largest)
