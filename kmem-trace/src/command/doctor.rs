@@ -110,7 +110,9 @@ fn tried(
         strike: strike.clone(),
     };
     attaching::raise_memlock();
-    match attaching::attach_best(inspection, &request) {
+    let attached = attaching::joined(attaching::Loading::begin(args.btf.as_deref()))
+        .and_then(|loading| attaching::attach_best(inspection, &request, loading));
+    match attached {
         Ok((plan, _)) => (plan, Ok(())),
         Err(error) => (planned(), Err(format!("{error:#}"))),
     }

@@ -74,12 +74,20 @@ pub struct Refused {
     pub role: &'static str,
     pub candidate: usize,
     pub why: String,
+    /// The function that no fentry or fexit program can be attached to, whatever the program.
+    pub closed: Option<&'static str>,
 }
+
+/// A program was loaded, and the kernel did not let it onto its function.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Closed(String);
 
 /// Why nothing was attached.
 #[derive(Debug)]
 pub enum AttachError {
-    Refused(Refused),
+    /// Every one that was refused: whoever tries again has them all out of the way.
+    Refused(Vec<Refused>),
     Other(anyhow::Error),
 }
 
@@ -89,24 +97,40 @@ impl From<anyhow::Error> for AttachError {
     }
 }
 
-/// Loads the object with the plan's constants and attaches what the plan wants.
+/// What an attachment is to be like, beyond the plan.
+pub struct Wanted<'a> {
+    pub sites: &'a AllSites,
+    /// Roles asked for.
+    pub requested: &'a HashSet<String>,
+    pub sizes: Sizes,
+    pub btf: Option<&'a Btf>,
+    pub log_level: &'a u8,
+}
+
+/// Loads the object with the plan's constants and attaches what the plan wants. `loader` may have
+/// loaded another attempt: making one reads the kernel's type information again.
 ///
 /// # Errors
 /// [`AttachError::Refused`] where the kernel does not take a candidate; everything that was
 /// attached until then is gone again.
-pub fn attach(
+pub fn attach<'a>(
+    loader: &mut EbpfLoader<'a>,
     plan: &Plan,
     config: &Config,
-    sites: &AllSites,
-    requested: &HashSet<String>,
-    sizes: Sizes,
-    btf: Option<&Btf>,
-    log_level: u8,
+    wanted: &Wanted<'a>,
 ) -> Result<Attached, AttachError> {
+    let Wanted {
+        sites,
+        requested,
+        sizes,
+        btf,
+        log_level,
+    } = *wanted;
     let copies = nr_cpus()
         .map_err(|(file, error)| anyhow!("cannot read {file}: {error}"))?
         .next_power_of_two();
-    let mut config = *config;
+    // The loader keeps references for as long as it lives: some hundred bytes, once or twice.
+    let config: &'static mut Config = Box::leak(Box::new(*config));
     config.places = sizes.cgroups;
     config.copies_mask = copies as u32 - 1;
     config.slab_places = if plan.slab { SLAB_KEYS } else { 1 };
@@ -116,11 +140,10 @@ pub fn attach(
             .checked_mul(copies as u32)
             .context("--max-cgroups is too large for this many CPUs")
     };
-    let mut loader = EbpfLoader::new();
+    let config: &'static Config = config;
     loader
-        .btf(btf)
-        .override_global("CONFIG", &config, true)
-        .override_global("AYA_LOG_LEVEL", &log_level, false)
+        .override_global("CONFIG", config, true)
+        .override_global("AYA_LOG_LEVEL", log_level, false)
         .map_max_entries("RING", sizes.ring_bytes)
         .map_max_entries("PLACES", sizes.cgroups)
         .map_max_entries("FREE", sizes.cgroups)
@@ -137,12 +160,14 @@ pub fn attach(
         .map_err(|error| anyhow!("the kernel did not take the BPF maps: {}", cause(&error)))?;
     // While all of them are open: some are needed by the programs alone.
     let map_bytes = own::bpf_map_bytes();
-    verify::offsets_hold(&mut ebpf, &config).map_err(|why| anyhow!(why))?;
+    verify::offsets_hold(&mut ebpf, config).map_err(|why| anyhow!(why))?;
     // Programs name maps by descriptors until they are loaded: these stay open for that long.
     let _free = fill(&mut ebpf, "FREE", sizes.cgroups)?;
     let _slab_free = fill(&mut ebpf, "SLAB_FREE", config.slab_places)?;
     let mut programs = Vec::new();
     let mut placed: Vec<Hook> = Vec::new();
+    let mut refused: Vec<Refused> = Vec::new();
+    let mut refused_hooks: Vec<(Hook, String, bool)> = Vec::new();
     for resolved in plan.wanted(requested) {
         let Some((index, candidate)) = resolved.choice else {
             continue;
@@ -152,22 +177,34 @@ pub fn attach(
             if placed.contains(hook) {
                 continue;
             }
-            placed.push(*hook);
-            place(&mut ebpf, hook, sites, btf).map_err(|error| {
-                AttachError::Refused(Refused {
+            let known = refused_hooks.iter().find(|(refused, ..)| refused == hook);
+            let outcome = match known {
+                Some((_, why, closed)) => Err((why.clone(), *closed)),
+                None => place(&mut ebpf, hook, sites, btf)
+                    .map_err(|error| (format!("{error:#}"), error.is::<Closed>())),
+            };
+            if let Err((why, closed)) = outcome {
+                refused.push(Refused {
                     role: resolved.role.name,
                     candidate: index,
                     why: format!(
-                        "{} refused on {}: {error:#}",
+                        "{} refused on {}: {why}",
                         candidate.mechanism.name(),
                         hook.symbol
                     ),
-                })
-            })?;
+                    closed: closed.then_some(hook.symbol),
+                });
+                refused_hooks.push((*hook, why, closed));
+                break;
+            }
+            placed.push(*hook);
             if !programs.contains(&(resolved.role.name, hook.program)) {
                 programs.push((resolved.role.name, hook.program));
             }
         }
+    }
+    if !refused.is_empty() {
+        return Err(AttachError::Refused(refused));
     }
     let mut take = |name: &str| {
         ebpf.take_map(name)
@@ -361,6 +398,7 @@ fn place(ebpf: &mut Ebpf, hook: &Hook, sites: &AllSites, btf: Option<&Btf>) -> R
         .with_context(|| format!("the object has no program {}", hook.program))?;
     let loaded = program.fd().is_ok();
     let refused = |error: aya::programs::ProgramError| anyhow!(refusal(&error));
+    let closed = |error: aya::programs::ProgramError| anyhow!(Closed(refusal(&error)));
     match hook.place {
         Place::Kprobe | Place::Kretprobe => {
             let program: &mut KProbe = program.try_into()?;
@@ -393,14 +431,14 @@ fn place(ebpf: &mut Ebpf, hook: &Hook, sites: &AllSites, btf: Option<&Btf>) -> R
             program
                 .load(hook.symbol, btf.context("no type information")?)
                 .map_err(refused)?;
-            program.attach().map_err(refused)?;
+            program.attach().map_err(closed)?;
         }
         Place::Fexit => {
             let program: &mut FExit = program.try_into()?;
             program
                 .load(hook.symbol, btf.context("no type information")?)
                 .map_err(refused)?;
-            program.attach().map_err(refused)?;
+            program.attach().map_err(closed)?;
         }
         Place::RawTracepoint => {
             let program: &mut RawTracePoint = program.try_into()?;

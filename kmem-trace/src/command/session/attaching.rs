@@ -1,34 +1,85 @@
 //! The best plan that the kernel takes.
 
-use std::collections::HashMap;
+use std::{
+    collections::HashMap,
+    path::Path,
+    thread::{self, JoinHandle},
+};
 
 use anyhow::{Result, anyhow, bail};
-use aya::Btf;
+use aya::{Btf, EbpfLoader};
 use kmem_trace_ebpf::config::{Config, ROOTS, Root};
 
 use super::Request;
 use crate::hooks::{
     allowed::cause,
-    attach::{AttachError, Attached, attach},
+    attach::{AttachError, Attached, Wanted, attach},
     inspect::Inspection,
     plan::Plan,
+    table::{Hook, Place, ROLES},
     verify,
 };
 
-/// Attaches the best plan that the kernel takes: a candidate that it refuses is struck out, with
-/// its words as the reason, and the next one tried.
-pub fn attach_best(inspection: &Inspection, request: &Request) -> Result<(Plan, Attached)> {
-    let aya_btf = match &request.btf {
-        Some(file) => Some(
-            Btf::parse_file(file, aya::Endianness::default()).map_err(|error| {
-                anyhow!(
-                    "{}: not usable as type information: {}",
-                    file.display(),
-                    cause(&error)
-                )
-            })?,
-        ),
-        None => Btf::from_sys_fs().ok(),
+/// aya's own readings of type information. It makes two, one of them unasked
+/// (`EbpfLoader::new`), and each takes as long as all else that is read from the kernel.
+pub struct Loading {
+    loader: EbpfLoader<'static>,
+    btf: Option<Btf>,
+}
+
+impl Loading {
+    /// Reads it beside whatever the caller does meanwhile.
+    pub fn begin(file: Option<&Path>) -> JoinHandle<Result<Self>> {
+        let file = file.map(Path::to_owned);
+        thread::spawn(move || {
+            let btf = match &file {
+                Some(file) => Some(Btf::parse_file(file, aya::Endianness::default()).map_err(
+                    |error| {
+                        anyhow!(
+                            "{}: not usable as type information: {}",
+                            file.display(),
+                            cause(&error)
+                        )
+                    },
+                )?),
+                None => Btf::from_sys_fs().ok(),
+            };
+            Ok(Self {
+                loader: EbpfLoader::new(),
+                btf,
+            })
+        })
+    }
+}
+
+/// What the thread came to.
+///
+/// # Errors
+/// The thread's own.
+pub fn joined<T>(thread: JoinHandle<Result<T>>) -> Result<T> {
+    thread
+        .join()
+        .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+/// Attaches the best plan that the kernel takes: candidates that it refuses are struck out, with
+/// its words as the reason, and the next ones tried.
+pub fn attach_best(
+    inspection: &Inspection,
+    request: &Request,
+    loading: Loading,
+) -> Result<(Plan, Attached)> {
+    let Loading { loader, btf } = loading;
+    let mut loader: EbpfLoader<'_> = loader;
+    if request.btf.is_some() {
+        loader.btf(btf.as_ref());
+    }
+    let wanted = Wanted {
+        sites: &inspection.sites,
+        requested: &request.roles,
+        sizes: request.sizes,
+        btf: btf.as_ref(),
+        log_level: &request.log_level,
     };
     let mut struck = request.strike.clone();
     let mut struck_why = HashMap::new();
@@ -47,27 +98,44 @@ pub fn attach_best(inspection: &Inspection, request: &Request) -> Result<(Plan, 
             .is_some_and(|role| role.choice.is_some());
         config.late_charges_unseen =
             u32::from(!late_seen && inspection.symbols.has_function("kmem_cache_charge"));
-        match attach(
-            &plan,
-            &config,
-            &inspection.sites,
-            &request.roles,
-            request.sizes,
-            aya_btf.as_ref(),
-            request.log_level,
-        ) {
+        match attach(&mut loader, &plan, &config, &wanted) {
             Ok(attached) => return Ok((plan, attached)),
-            Err(AttachError::Refused(refused)) => {
-                log::info!("{}: {}", refused.role, refused.why);
-                let key = (refused.role, refused.candidate);
-                if !struck.insert(key) {
-                    bail!("{}: {}", refused.role, refused.why);
+            Err(AttachError::Refused(all)) => {
+                let before = struck.len();
+                for refused in &all {
+                    log::info!("{}: {}", refused.role, refused.why);
+                    let same = refused.closed.into_iter().flat_map(on_trampoline_of);
+                    for key in same.chain([(refused.role, refused.candidate)]) {
+                        if struck.insert(key) {
+                            struck_why.insert(key, refused.why.clone());
+                        }
+                    }
                 }
-                struck_why.insert(key, refused.why);
+                if struck.len() == before {
+                    let why: Vec<_> = all
+                        .iter()
+                        .map(|refused| format!("{}: {}", refused.role, refused.why))
+                        .collect();
+                    bail!("{}", why.join("; "));
+                }
             }
             Err(AttachError::Other(error)) => return Err(error),
         }
     }
+}
+
+/// The candidates that need a function's trampoline.
+fn on_trampoline_of(symbol: &'static str) -> impl Iterator<Item = (&'static str, usize)> {
+    ROLES.iter().flat_map(move |role| {
+        let on_it = move |hook: &Hook| {
+            hook.symbol == symbol && matches!(hook.place, Place::Fentry | Place::Fexit)
+        };
+        role.candidates
+            .iter()
+            .enumerate()
+            .filter(move |(_, candidate)| candidate.hooks.iter().any(on_it))
+            .map(move |(index, _)| (role.name, index))
+    })
 }
 
 /// # Errors

@@ -99,13 +99,15 @@ pub struct Session {
     functions: callsite::Functions,
     slab_start: slab::SlabStart,
 }
+
 impl Session {
     /// Plans, attaches and takes the base of each cgroup.
     ///
     /// # Errors
     /// Where this kernel gives a ledger nothing to go by, or refuses what the plan needs.
     pub async fn start(request: Request) -> Result<Self> {
-        let inspection = Inspection::read(request.btf.as_deref());
+        let loading = attaching::Loading::begin(request.btf.as_deref());
+        let mut inspection = Inspection::read(request.btf.as_deref());
         // A file that was asked for is used or refused, never passed over.
         if let (Some(_), Err(why)) = (&request.btf, &inspection.btf) {
             bail!("{why}");
@@ -125,9 +127,14 @@ impl Session {
             )?),
             false => None,
         };
-        let (plan, attached) = attaching::attach_best(&inspection, &request)?;
+        let (plan, attached) =
+            attaching::attach_best(&inspection, &request, attaching::joined(loading)?)?;
         attaching::require_ledger(&plan)?;
-        tokio::time::sleep(SETTLE).await;
+        let settled = tokio::time::Instant::now() + SETTLE;
+        let functions = match inspection.functions.take() {
+            Some(parsing) if plan.slab => parsing.join().unwrap_or_default(),
+            _ => callsite::Functions::default(),
+        };
         let page_bytes = reading::page_bytes();
         let btf = inspection.btf.as_ref().ok();
         let limits_here = limit::Kernel {
@@ -152,12 +159,13 @@ impl Session {
             limits_here,
             unnamed_at_start: HashSet::new(),
             dirty: false,
-            functions: callsite::Functions::default(),
+            functions,
             slab_start: slab::SlabStart::default(),
             request,
         };
-        session.slab_begin();
         session.look_around();
+        tokio::time::sleep_until(settled).await;
+        session.slab_begin();
         session.take_bases().await?;
         Ok(session)
     }

@@ -9,7 +9,7 @@ use kmem_trace_ebpf::{
 
 use super::Session;
 use crate::{
-    kernel::{callsite, proc},
+    kernel::proc,
     ledger::slab::{self, SlabBook, SlabReading, SlabRow},
     reconcile::slab::{self as reconcile, SlabFigures, SlabLine, SlabReport, WrongPayerLine},
     stream::decode::text,
@@ -41,7 +41,6 @@ impl Session {
     /// Takes the figures that later ones are compared with.
     pub(super) fn slab_begin(&mut self) {
         if self.plan.slab {
-            self.functions = callsite::Functions::read().unwrap_or_default();
             self.slab_start = SlabStart {
                 figures: figures(),
                 reading: self.slab_reading(),
