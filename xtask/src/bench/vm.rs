@@ -15,8 +15,9 @@ const KERNEL: &str = "6.12";
 const LOAD: &str = "anon=64M tcp=200 forks=200 hold=1s";
 
 /// Mechanisms of programs, by how their names begin.
-const MECHANISMS: [(&str, &str); 6] = [
+const MECHANISMS: [(&str, &str); 7] = [
     ("kp_", "kprobe"),
+    ("kx_", "kprobe on the returns"),
     ("kr_", "kretprobe"),
     ("fe_", "fentry"),
     ("fx_", "fexit"),
