@@ -42,6 +42,9 @@ pub enum Stage {
     Vm,
 }
 
+/// Longest that a machine may take, in seconds: emulated, and beside whatever else runs.
+const PATIENCE_S: &str = "1800";
+
 /// One machine per line: kernel, cgroup version, more for the kernel's command line.
 const MATRIX: [(&str, &str, Option<&str>); 3] = [
     ("6.1", "v1", None),
@@ -163,7 +166,15 @@ fn machines(jobs: usize) -> Result<Tally> {
     }
     let mut all = Vec::new();
     for (kernel, cgroup, append) in MATRIX {
-        let mut words = vec!["vm", "--kernel", kernel, "--cgroup", cgroup];
+        let mut words = vec![
+            "vm",
+            "--kernel",
+            kernel,
+            "--cgroup",
+            cgroup,
+            "--timeout",
+            PATIENCE_S,
+        ];
         if let Some(append) = append {
             words.extend(["--append", append]);
         }
