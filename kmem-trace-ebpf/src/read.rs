@@ -120,6 +120,24 @@ pub fn stack_pointer(regs: *const pt_regs) -> u64 {
 }
 
 /// An 8-byte field of a tracepoint's record, at an offset that its `format` file gave.
+///
+/// Where the verifier does not know the offset, it takes every load of the other variant to be
+/// possible, some of them beyond the record's end (EACCES on attaching).
+#[cfg(feature = "old")]
+#[inline(always)]
+pub fn field_u64(context: *const u8, offset: u32) -> u64 {
+    member(context as u64, offset).unwrap_or(0)
+}
+
+/// A 4-byte field of a tracepoint's record.
+#[cfg(feature = "old")]
+#[inline(always)]
+pub fn field_u32(context: *const u8, offset: u32) -> u32 {
+    member(context as u64, offset).unwrap_or(0)
+}
+
+/// An 8-byte field of a tracepoint's record, at an offset that its `format` file gave.
+#[cfg(not(feature = "old"))]
 #[inline(always)]
 pub fn field_u64(context: *const u8, offset: u32) -> u64 {
     match offset {
@@ -136,6 +154,7 @@ pub fn field_u64(context: *const u8, offset: u32) -> u64 {
 }
 
 /// A 4-byte field of a tracepoint's record.
+#[cfg(not(feature = "old"))]
 #[inline(always)]
 pub fn field_u32(context: *const u8, offset: u32) -> u32 {
     match offset {
