@@ -21,7 +21,9 @@ use crate::{
         problems::{self, Evidence, NoCgroups},
     },
     hooks::{
+        allowed::Allowed,
         attach::Sizes,
+        features::FEATURES,
         inspect::Inspection,
         plan::{Plan, Struck},
         table::ROLES,
@@ -211,15 +213,7 @@ fn examine(
             kernel_addresses: addresses(&inspection.symbols),
         },
         rights,
-        allowed: vec![
-            ("BPF", allowed.bpf.clone()),
-            ("kernel reads", allowed.reads.clone()),
-            ("kprobe", allowed.kprobe.clone()),
-            ("fentry", allowed.fentry.clone()),
-            ("raw tracepoint", allowed.raw_tracepoint.clone()),
-            ("BTF tracepoint", allowed.btf_tracepoint.clone()),
-            ("tracepoint", allowed.tracepoint.clone()),
-        ],
+        allowed: verdicts(allowed),
         accounting,
         mode: match (plan.exact, plan.has_ledger()) {
             (true, _) => "exact",
@@ -231,6 +225,25 @@ fn examine(
         roles,
         problems,
     }
+}
+
+/// What may be done, and what of it this kernel lacks.
+fn verdicts(allowed: &Allowed) -> Vec<(&'static str, Result<(), String>)> {
+    let mut rows = vec![
+        ("BPF", allowed.bpf.clone()),
+        ("kernel reads", allowed.reads.clone()),
+        ("kprobe", allowed.kprobe.clone()),
+        ("fentry", allowed.fentry.clone()),
+        ("raw tracepoint", allowed.raw_tracepoint.clone()),
+        ("BTF tracepoint", allowed.btf_tracepoint.clone()),
+        ("tracepoint", allowed.tracepoint.clone()),
+    ];
+    for feature in FEATURES {
+        if allowed.lacking.lacks(feature) {
+            rows.push((feature.name(), Err(feature.instead().to_owned())));
+        }
+    }
+    rows
 }
 
 fn shown(path: &Path) -> String {
