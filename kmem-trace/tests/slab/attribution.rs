@@ -16,14 +16,22 @@ pub(super) const MIB: i64 = 1 << 20;
 /// Connections have two ends each: one born in a system call, one in a softirq.
 const CONNECTIONS: i64 = 1000;
 
-/// A trace that attributes slab, or why there is none here.
-pub(crate) fn tracer(words: &str) -> Option<Tracer> {
+/// Whether slab can be attributed here; says so where it cannot.
+pub(crate) fn is_possible() -> bool {
     if !geteuid().is_root() || !cgroup::is_there() {
         machine::skip("needs root and a memory cgroup hierarchy");
-        return None;
+        return false;
     }
     if machine::lockdown() == "confidentiality" {
         machine::skip("this kernel is locked down: objects cannot be asked who pays");
+        return false;
+    }
+    true
+}
+
+/// A trace that attributes slab, or why there is none here.
+pub(crate) fn tracer(words: &str) -> Option<Tracer> {
+    if !is_possible() {
         return None;
     }
     let tracer = Tracer::start(words);

@@ -14,15 +14,18 @@ use std::{
 use nix::{
     fcntl::OFlag,
     sys::inotify::{AddWatchFlags, InitFlags, Inotify},
-    unistd::{ForkResult, fork, geteuid, pipe2},
+    unistd::{ForkResult, fork, pipe2},
 };
 use serde_json::Value;
 
-use crate::support::{
-    cgroup::{self, Cgroup},
-    lines::{self, number},
-    load, machine, soon,
-    tracer::Tracer,
+use crate::{
+    attribution::{is_possible, tracer},
+    support::{
+        cgroup::{self, Cgroup},
+        lines::{self, number},
+        load, machine, soon,
+        tracer::Tracer,
+    },
 };
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -34,36 +37,13 @@ fn booted_with_nokmem() -> bool {
         .any(|words| words.split(',').any(|word| word == "nokmem"))
 }
 
-/// Why there is nothing to attribute here; said so.
-fn is_possible() -> bool {
-    if !geteuid().is_root() || !cgroup::is_there() {
-        machine::skip("needs root and a memory cgroup hierarchy");
-        return false;
-    }
-    if machine::lockdown() == "confidentiality" {
-        machine::skip("this kernel is locked down: objects cannot be asked who pays");
-        return false;
-    }
-    true
-}
-
-/// The same, and where somebody pays for kernel memory.
+/// Whether it is possible here, and somebody pays for kernel memory.
 fn is_charged() -> bool {
     if is_possible() && booted_with_nokmem() {
         machine::skip("booted with cgroup.memory=nokmem: nobody pays for slab");
         return false;
     }
     is_possible()
-}
-
-fn tracer(words: &str) -> Option<Tracer> {
-    let tracer = Tracer::start(words);
-    let role = tracer.role("slab.alloc");
-    if role["default"] != true {
-        machine::skip(&format!("slab is not attributed here: {}", role["why"]));
-        return None;
-    }
-    Some(tracer)
 }
 
 fn own(name: &str) -> Cgroup {
