@@ -25,6 +25,7 @@ mod limit;
 mod maps;
 mod memcg;
 mod owner;
+mod places;
 mod read;
 mod slab;
 mod stat;
@@ -50,13 +51,14 @@ use kmem_trace_ebpf::{
 };
 
 use crate::{
-    attribution::{IN_HARDIRQ, IN_SOFTIRQ, give_back, interrupt},
+    attribution::{IN_HARDIRQ, IN_SOFTIRQ, interrupt},
     ledger::{counter_changed, state_changed, user_charged},
     lifecycle::{Fields, cgroup_event},
     limit::{Handler, kmem_limit_entered, kmem_limit_written, limit_entered, limit_written},
     maps::{recall, remember, tally},
     memcg::{check_offsets, memcg_of_task, typed_cgroup_id, typed_id},
     owner::removed,
+    places::give_back,
     read::{
         argument, config, field_u32, field_u64, member, register_argument, returned, stack_pointer,
         typed,
@@ -246,7 +248,7 @@ pub extern "C" fn rt_read_words(ctx: *mut core::ffi::c_void) -> u32 {
     )
 }
 
-// --- places given back, on request ---------------------------------------------------------------
+// --- places filled and given back, on request ---------------------------------------------------------------
 
 /// Attached to nothing and run as [`rt_check_offsets`] is; its arguments are those of
 /// [`give_back`].
@@ -254,7 +256,11 @@ pub extern "C" fn rt_read_words(ctx: *mut core::ffi::c_void) -> u32 {
 #[unsafe(link_section = "raw_tracepoint")]
 pub extern "C" fn rt_give_back(ctx: *mut core::ffi::c_void) -> u32 {
     let ctx: *const u8 = ctx.cast_const().cast();
-    give_back(argument(ctx, 0), argument(ctx, 1) as u32)
+    give_back(
+        argument(ctx, 0),
+        argument(ctx, 1) as u32,
+        argument(ctx, 2) as u32,
+    )
 }
 
 // --- tracepoints: memory.stat items ------------------------------------------------------------

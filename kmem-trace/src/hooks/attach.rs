@@ -7,8 +7,8 @@ use std::{
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use aya::{
-    Btf, Ebpf, EbpfLoader,
-    maps::{Array, HashMap as KernelHashMap, MapData, RingBuf, Stack},
+    Btf, Ebpf,
+    maps::{Array, HashMap as KernelHashMap, MapData, RingBuf},
     programs::{BtfTracePoint, FEntry, FExit, KProbe, Program, RawTracePoint, TracePoint},
     util::nr_cpus,
 };
@@ -23,6 +23,7 @@ use crate::kernel::proc::own;
 use super::{
     allowed::cause,
     cast,
+    loader::loader,
     mapping::Mapped,
     plan::Plan,
     recycling,
@@ -34,6 +35,22 @@ use super::{
 
 /// The compiled programs, built by `cargo xtask bpf`.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!("../bpf/kmem-trace.bpf.o");
+
+/// Maps that are sized when the object is loaded.
+pub(super) const SIZED: [&str; 12] = [
+    "PLACES",
+    "FREE",
+    "CGROUPS",
+    "TOTALS",
+    "TALLY",
+    "SLAB_PLACES",
+    "SLAB_FREE",
+    "SLAB_KEYS",
+    "SLAB_SUMS",
+    "SLAB_LAST",
+    "DEAD",
+    "OWNERLESS",
+];
 
 /// Sizes of what is allocated in the kernel.
 #[derive(Clone, Copy, Debug)]
@@ -79,12 +96,25 @@ pub struct Refused {
     pub role: &'static str,
     pub candidate: usize,
     pub why: String,
+    pub hook: Hook,
+    /// The function takes no fentry or fexit program, whatever the program.
+    pub closed: bool,
 }
+
+/// A program was loaded, and the kernel did not let it onto its function.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Closed(String);
 
 /// Why nothing was attached.
 #[derive(Debug)]
 pub enum AttachError {
-    Refused(Refused),
+    /// Every one that was refused, so that whoever tries again has them all out of the way, and
+    /// what was not.
+    Refused {
+        all: Vec<Refused>,
+        taken: Vec<Hook>,
+    },
     Other(anyhow::Error),
 }
 
@@ -94,24 +124,34 @@ impl From<anyhow::Error> for AttachError {
     }
 }
 
+/// What an attachment is to be like, beyond the plan.
+pub struct Wanted<'a> {
+    pub sites: &'a AllSites,
+    /// Roles asked for.
+    pub requested: &'a HashSet<String>,
+    pub sizes: Sizes,
+    pub btf: Option<&'a Btf>,
+    pub log_level: u8,
+}
+
 /// Loads the object with the plan's constants and attaches what the plan wants.
 ///
 /// # Errors
 /// [`AttachError::Refused`] where the kernel does not take a candidate; everything that was
 /// attached until then is gone again.
-pub fn attach(
-    plan: &Plan,
-    config: &Config,
-    sites: &AllSites,
-    requested: &HashSet<String>,
-    sizes: Sizes,
-    btf: Option<&Btf>,
-    log_level: u8,
-) -> Result<Attached, AttachError> {
+pub fn attach(plan: &Plan, config: &Config, wanted: &Wanted<'_>) -> Result<Attached, AttachError> {
+    let Wanted {
+        sites,
+        requested,
+        sizes,
+        btf,
+        log_level,
+    } = *wanted;
     let copies = nr_cpus()
         .map_err(|(file, error)| anyhow!("cannot read {file}: {error}"))?
         .next_power_of_two();
-    let mut config = *config;
+    // The loader keeps references for as long as the process lives: some hundred bytes, once or twice.
+    let config: &'static mut Config = Box::leak(Box::new(*config));
     config.cast_to = plan.cast.map_or(0, |cast| cast.words);
     config.places = sizes.cgroups;
     config.copies_mask = copies as u32 - 1;
@@ -122,11 +162,12 @@ pub fn attach(
             .checked_mul(copies as u32)
             .context("--max-cgroups is too large for this many CPUs")
     };
-    let mut loader = EbpfLoader::new();
+    let config: &'static Config = config;
+    let log_level: &'static u8 = Box::leak(Box::new(log_level));
+    let mut loader = loader();
     loader
-        .btf(btf)
-        .override_global("CONFIG", &config, true)
-        .override_global("AYA_LOG_LEVEL", &log_level, false)
+        .override_global("CONFIG", config, true)
+        .override_global("AYA_LOG_LEVEL", log_level, false)
         .map_max_entries("RING", sizes.ring_bytes)
         .map_max_entries("PLACES", sizes.cgroups)
         .map_max_entries("FREE", sizes.cgroups)
@@ -145,12 +186,14 @@ pub fn attach(
         .map_err(|error| anyhow!("the kernel did not take the BPF maps: {}", cause(&error)))?;
     // While all of them are open: some are needed by the programs alone.
     let map_bytes = own::bpf_map_bytes();
-    verify::offsets_hold(&mut ebpf, &config).map_err(|why| anyhow!(why))?;
-    // Programs name maps by descriptors until they are loaded: these stay open for that long.
-    let _free = fill(&mut ebpf, "FREE", sizes.cgroups)?;
-    let _slab_free = fill(&mut ebpf, "SLAB_FREE", config.slab_places)?;
+    verify::offsets_hold(&mut ebpf, config).map_err(|why| anyhow!(why))?;
+    recycling::load(&mut ebpf);
+    recycling::fill(&mut ebpf, recycling::FREE, sizes.cgroups)?;
+    recycling::fill(&mut ebpf, recycling::SLAB_FREE, config.slab_places)?;
     let mut programs = Vec::new();
     let mut placed: Vec<Hook> = Vec::new();
+    let mut refused: Vec<Refused> = Vec::new();
+    let mut refused_hooks: Vec<(Hook, String, bool)> = Vec::new();
     for resolved in plan.wanted(requested) {
         let Some((index, candidate)) = resolved.choice else {
             continue;
@@ -160,24 +203,39 @@ pub fn attach(
             if placed.contains(hook) {
                 continue;
             }
-            placed.push(*hook);
-            place(&mut ebpf, hook, sites, btf).map_err(|error| {
-                AttachError::Refused(Refused {
+            let known = refused_hooks.iter().find(|(refused, ..)| refused == hook);
+            let outcome = match known {
+                Some((_, why, closed)) => Err((why.clone(), *closed)),
+                None => place(&mut ebpf, hook, sites, btf)
+                    .map_err(|error| (format!("{error:#}"), error.is::<Closed>())),
+            };
+            if let Err((why, closed)) = outcome {
+                refused.push(Refused {
                     role: resolved.role.name,
                     candidate: index,
                     why: format!(
-                        "{} refused on {}: {error:#}",
+                        "{} refused on {}: {why}",
                         candidate.mechanism.name(),
                         hook.symbol
                     ),
-                })
-            })?;
+                    hook: *hook,
+                    closed,
+                });
+                refused_hooks.push((*hook, why, closed));
+                break;
+            }
+            placed.push(*hook);
             if !programs.contains(&(resolved.role.name, hook.program)) {
                 programs.push((resolved.role.name, hook.program));
             }
         }
     }
-    recycling::load(&mut ebpf);
+    if !refused.is_empty() {
+        return Err(AttachError::Refused {
+            all: refused,
+            taken: placed,
+        });
+    }
     let mut take = |name: &str| {
         ebpf.take_map(name)
             .with_context(|| format!("the object has no map {name}"))
@@ -405,24 +463,13 @@ fn take_off(name: &str, program: &mut Program) -> Option<(String, OwnedFd)> {
     fd.map(|fd| (name.to_owned(), fd))
 }
 
-/// Puts the numbers of all places into a map of free ones.
-fn fill(ebpf: &mut Ebpf, name: &'static str, places: u32) -> Result<Stack<MapData, u32>> {
-    let map = ebpf
-        .take_map(name)
-        .with_context(|| format!("the object has no map {name}"))?;
-    let mut free = Stack::<_, u32>::try_from(map).context(name)?;
-    for place in (0..places).rev() {
-        free.push(place, 0).context(name)?;
-    }
-    Ok(free)
-}
-
 fn place(ebpf: &mut Ebpf, hook: &Hook, sites: &AllSites, btf: Option<&Btf>) -> Result<()> {
     let program = ebpf
         .program_mut(hook.program)
         .with_context(|| format!("the object has no program {}", hook.program))?;
     let loaded = program.fd().is_ok();
     let refused = |error: aya::programs::ProgramError| anyhow!(refusal(&error));
+    let closed = |error: aya::programs::ProgramError| anyhow!(Closed(refusal(&error)));
     match hook.place {
         Place::Kprobe | Place::Kretprobe => {
             let program: &mut KProbe = program.try_into()?;
@@ -455,14 +502,14 @@ fn place(ebpf: &mut Ebpf, hook: &Hook, sites: &AllSites, btf: Option<&Btf>) -> R
             program
                 .load(hook.symbol, btf.context("no type information")?)
                 .map_err(refused)?;
-            program.attach().map_err(refused)?;
+            program.attach().map_err(closed)?;
         }
         Place::Fexit => {
             let program: &mut FExit = program.try_into()?;
             program
                 .load(hook.symbol, btf.context("no type information")?)
                 .map_err(refused)?;
-            program.attach().map_err(refused)?;
+            program.attach().map_err(closed)?;
         }
         Place::RawTracepoint => {
             let program: &mut RawTracePoint = program.try_into()?;
