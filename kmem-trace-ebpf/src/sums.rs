@@ -32,7 +32,7 @@ pub const CAUSE_REPARENTED: u8 = 10;
 pub const OTHERS: u64 = u64::MAX;
 
 /// Keys that the sums hold.
-pub const SLAB_KEYS: u32 = 8192;
+pub const SLAB_KEYS: u32 = 16_384;
 
 /// Places that each CPU finds without a look-up, having used them last; a power of two.
 pub const LAST: u32 = 512;

@@ -10,7 +10,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use kmem_trace_ebpf::totals::{COUNTERS, Totals};
+use kmem_trace_ebpf::{
+    sums::SLAB_KEYS,
+    totals::{COUNTERS, Totals},
+};
 
 use super::Session;
 use crate::ledger::{
@@ -23,6 +26,8 @@ const GRACE: Duration = Duration::from_millis(50);
 
 /// Released cgroups that keep their names for the slab that they still hold, at most.
 const HOLDERS: usize = 256;
+/// The part of all places that they keep among them, at most: the rest is for those that live.
+const HOLDERS_PART: usize = 4;
 /// How often these are looked at.
 const HOLDERS_LOOK: Duration = Duration::from_secs(1);
 
@@ -80,17 +85,37 @@ impl Session {
         if !self.plan.slab || ids.is_empty() || !super::slab::tells_the_dead(&self.plan) {
             return HashSet::new();
         }
-        let mut held: HashMap<u64, i64> = HashMap::new();
-        for (key, sums) in self.slab_reading() {
+        // What each holds, in bytes, and the places that its name takes.
+        let mut held: HashMap<u64, (i64, usize)> = HashMap::new();
+        for (key, sums) in self.attached.slab() {
             if ids.contains(&key.payer) {
                 let bytes = sums.allocated_bytes.wrapping_sub(sums.freed_bytes);
-                *held.entry(key.payer).or_default() += bytes.cast_signed();
+                held.entry(key.payer).or_default().0 += bytes.cast_signed();
+            }
+            let names = [
+                Some(key.payer),
+                Some(key.asker).filter(|id| *id != key.payer),
+            ];
+            for id in names.into_iter().flatten().filter(|id| ids.contains(id)) {
+                held.entry(id).or_default().1 += 1;
             }
         }
-        let mut most: Vec<(i64, u64)> = held.into_iter().map(|(id, bytes)| (bytes, id)).collect();
-        most.retain(|(bytes, _)| *bytes > 0);
+        let mut most: Vec<(i64, usize, u64)> = held
+            .into_iter()
+            .map(|(id, (bytes, places))| (bytes, places, id))
+            .filter(|(bytes, ..)| *bytes > 0)
+            .collect();
         most.sort_unstable_by_key(|it| std::cmp::Reverse(*it));
-        most.into_iter().take(HOLDERS).map(|(_, id)| id).collect()
+        let mut left = SLAB_KEYS as usize / HOLDERS_PART;
+        most.into_iter()
+            .take(HOLDERS)
+            .filter(|(_, places, _)| {
+                let fits = *places <= left;
+                left -= if fits { *places } else { 0 };
+                fits
+            })
+            .map(|(.., id)| id)
+            .collect()
     }
 
     fn is_target(&self, id: u64) -> bool {
