@@ -7,6 +7,7 @@ use std::{
 
 use super::{
     allowed::Allowed,
+    features::Feature,
     layout::Sources,
     memcg_stat,
     plan::{AttachMode, Facts, Plan, Struck, resolve, symbols_wanted, tracepoints_wanted},
@@ -41,8 +42,8 @@ pub struct Inspection {
 }
 
 impl Inspection {
-    /// Reads it all. What cannot be read becomes a reason in the plan, not an error.
-    pub fn read(btf_file: Option<&Path>) -> Self {
+    /// Reads it all, of a kernel that is taken to have nothing that is `forbidden`. What cannot be read becomes a reason in the plan, not an error.
+    pub fn read(btf_file: Option<&Path>, forbidden: &[Feature]) -> Self {
         let btf_path = btf_file.unwrap_or(Path::new(KERNEL_BTF)).to_owned();
         let btf = KernelBtf::load(&btf_path).map_err(|error| {
             if btf_file.is_none() && !btf_path.exists() {
@@ -86,6 +87,7 @@ impl Inspection {
             lockdown,
             btf.is_ok(),
             tracefs.as_ref().map(|_| ()).map_err(String::clone),
+            forbidden,
         );
         let sites = if allowed.kprobe.is_ok() {
             site::find_all(&symbols)

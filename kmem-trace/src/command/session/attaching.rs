@@ -53,6 +53,7 @@ pub fn attach_best(inspection: &Inspection, request: &Request) -> Result<(Plan, 
         match attach(
             &plan,
             &config,
+            &inspection.allowed.lacking,
             &inspection.sites,
             &request.roles,
             request.sizes,

@@ -44,7 +44,7 @@ impl MemcgStat {
             counters,
         } = places::resolve(btf)?;
         // Only the verdict on reads counts, which needs neither types nor tracefs.
-        Allowed::probe(security::lockdown(), true, Ok(())).reads?;
+        Allowed::probe(security::lockdown(), true, Ok(()), &[]).reads?;
         let mut stat = Self {
             reader: Reader::load(&config, &members)?,
             items: Vec::new(),

@@ -16,7 +16,7 @@ use kmem_trace_ebpf::{
     },
 };
 
-use super::super::{allowed::cause, attach::OBJECT};
+use super::super::{allowed::cause, features::OBJECT};
 
 const PROGRAM: &str = "rt_read_words";
 
