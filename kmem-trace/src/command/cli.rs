@@ -191,6 +191,9 @@ pub struct ExplainArgs {
     /// Type information for a kernel that has none of its own.
     #[arg(long, value_name = "FILE")]
     pub btf: Option<PathBuf>,
+    /// Do without what an old kernel lacks.
+    #[arg(long, hide = true, value_delimiter = ',')]
+    pub forbid: Vec<Feature>,
 }
 
 #[derive(Clone, Debug, Args)]

@@ -15,7 +15,8 @@ use crate::support::{
     tracer::{Tracer, ask},
 };
 
-const ALL: &str = "ring-buffer,mapped-arrays,kernel-reads,run-on-request";
+/// Everything that may be forbidden.
+pub const ALL: &str = "ring-buffer,mapped-arrays,kernel-reads,run-on-request";
 
 fn ready() -> bool {
     machine::is_vm() && machine::needs_exact()
@@ -110,6 +111,61 @@ fn events_come_through_perf_buffers_whole_and_in_the_order_of_time() {
         .collect();
     assert!(times.len() > 100, "{} events", times.len());
     assert!(times.is_sorted(), "{times:?}");
+}
+
+#[test]
+fn places_of_removed_cgroups_are_cleared_and_used_again() {
+    if !ready() {
+        return;
+    }
+    let parent = Cgroup::top("test-again");
+    // Less than the cgroups that come.
+    let words = format!("-c test-again -i 200ms --max-cgroups 40 --forbid {ALL}");
+    let tracer = Tracer::start(&words);
+    for number in 0..60 {
+        let child = parent.child(&format!("c{number}"));
+        load::pass(&child, "anon=1M pipes=10");
+        assert!(child.remove(), "{} stays", child.name);
+    }
+    let held = load::start(&parent, "anon=20M");
+    // The kernel lets go of the last ones a little later.
+    thread::sleep(Duration::from_secs(1));
+    let report = tracer.next_report(&parent.name);
+    lines::assert_exact(&report);
+    assert_eq!(number(&report["lost"], "map_full"), 0, "{report}");
+    assert_eq!(number(&report, "dead_descendants"), 60, "{report}");
+    held.end();
+    let ended = tracer.end();
+    let summary = ended.assert_fine();
+    assert_eq!(summary["stream"]["agrees"], true, "{summary}");
+}
+
+#[test]
+fn what_is_not_followed_by_the_programs_for_old_kernels_is_said() {
+    if !ready() {
+        return;
+    }
+    let cgroup = Cgroup::top("test-unseen");
+    let tracer = Tracer::start(&format!("-c test-unseen --forbid {ALL}"));
+    let row = tracer.role("slab.alloc");
+    assert_eq!(row["status"], "missing", "{row}");
+    assert!(row["why"].to_string().contains("BPF ring buffer"), "{row}");
+    tracer.end().assert_fine();
+    let screen = ask(&format!("-c test-unseen -d 1s --forbid {ALL}")).out;
+    let words = screen.split_whitespace().collect::<Vec<_>>().join(" ");
+    for said in [
+        "whose slab it is: slab.alloc: no program",
+        "was not checked",
+    ] {
+        assert!(words.contains(said), "{said}: {screen}");
+    }
+    if cgroup::is_v1() {
+        let answer = ask(&format!("explain -c {} --forbid {ALL}", cgroup.name));
+        assert_eq!(answer.code(), 0, "{answer:?}");
+        let said = "runs no program on request that reads its memory";
+        let lines = answer.out.lines().filter(|line| line.contains(said));
+        assert_eq!(lines.count(), 1, "{}", answer.out);
+    }
 }
 
 #[test]

@@ -21,8 +21,14 @@ use self::{
     places::{ITEMS, Item, Numbers, Places},
     reader::Reader,
 };
-use super::allowed::Allowed;
+use super::{
+    allowed::Allowed,
+    features::{Feature, Object},
+};
 use crate::kernel::{btf::KernelBtf, security, symbols};
+
+/// Why there is none.
+const NOT_ON_REQUEST: &str = "this kernel runs no program on request that reads its memory (Linux 5.10 was the first that does)";
 
 /// The program, loaded, and what it is to read.
 pub struct MemcgStat {
@@ -35,8 +41,9 @@ impl MemcgStat {
     /// Resolves the places and loads the program.
     ///
     /// # Errors
-    /// In one line: no rights, no kernel reads, or a place that this kernel's types do not show.
-    pub fn open(btf: &KernelBtf) -> Result<Self, String> {
+    /// In one line: no rights, no kernel reads, no such programs, or a place that this kernel's
+    /// types do not show.
+    pub fn open(btf: &KernelBtf, forbidden: &[Feature]) -> Result<Self, String> {
         let Places {
             config,
             members,
@@ -44,7 +51,12 @@ impl MemcgStat {
             counters,
         } = places::resolve(btf)?;
         // Only the verdict on reads counts, which needs neither types nor tracefs.
-        Allowed::probe(security::lockdown(), true, Ok(()), &[]).reads?;
+        let allowed = Allowed::probe(security::lockdown(), true, Ok(()), forbidden);
+        allowed.reads?;
+        // A kernel that needs the old object is older than that (5.10), too.
+        if allowed.lacking.lacks(Feature::RunOnRequest) || allowed.lacking.object() == Object::Old {
+            return Err(NOT_ON_REQUEST.to_owned());
+        }
         let mut stat = Self {
             reader: Reader::load(&config, &members)?,
             items: Vec::new(),
