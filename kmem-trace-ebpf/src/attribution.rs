@@ -23,13 +23,13 @@ use kmem_trace_ebpf::{
         CAUSE_SOFTIRQ, CAUSE_UNKNOWN, Cache, LAST, OTHERS, Origin, SlabKey, SlabSums,
     },
     totals::{
-        FORGET_SLAB, GIVE_BACK, GIVE_BACK_SLAB, LOST_MAP_FULL, LOST_OBJECTS, ROLE_SLAB_ALLOC,
-        ROLE_SLAB_FREE, SLAB_MISREAD, SWITCH_NO_CALL_SITES,
+        LOST_MAP_FULL, LOST_OBJECTS, ROLE_SLAB_ALLOC, ROLE_SLAB_FREE, SLAB_MISREAD,
+        SWITCH_NO_CALL_SITES,
     },
 };
 
 use crate::{
-    maps::{FREE, add, own_copy, switched, take, tally},
+    maps::{add, own_copy, switched, take, tally},
     owner::{asking, former, is_inherited, named},
     read::{config, member, peek, peek_half},
     slab::Object,
@@ -669,39 +669,6 @@ fn freed(object: &Object, key: &mut SlabKey, memcg: u64) {
         }
     }
     count(key, false, bytes);
-}
-
-/// Userspace has taken what a place held, or is about to: a run on request, because a system call on
-/// the map would keep kprobe programs from running meanwhile.
-#[inline(always)]
-pub fn give_back(what: u64, place: u32) -> u32 {
-    let done = match what {
-        GIVE_BACK => FREE.push(place, 0).is_ok(),
-        FORGET_SLAB => forget(place),
-        GIVE_BACK_SLAB => SLAB_FREE.push(place, 0).is_ok(),
-        _ => false,
-    };
-    u32::from(done)
-}
-
-/// In [`SlabKey::taken`]: still to be read, no longer to be added to.
-const FORGOTTEN: u8 = 2;
-
-#[inline(always)]
-fn forget(place: u32) -> bool {
-    let Some(entry) = SLAB_KEYS.get_ptr_mut(place) else {
-        return false;
-    };
-    let mut key = unsafe { *entry };
-    key.taken = 0;
-    // It may have been made anew elsewhere meanwhile.
-    let found = SLAB_PLACES.get_ptr(&key).map(|it| unsafe { *it });
-    let done = found == Some(place) && SLAB_PLACES.remove(&key).is_ok();
-    if done {
-        // No CPU that used it last takes it for its own any more.
-        unsafe { (&raw mut (*entry).taken).write_volatile(FORGOTTEN) };
-    }
-    done
 }
 
 pub const IN_SOFTIRQ: usize = SOFTIRQ;

@@ -32,6 +32,8 @@ mod maps;
 mod memcg;
 #[cfg(not(feature = "old"))]
 mod owner;
+#[cfg(not(feature = "old"))]
+mod places;
 mod read;
 #[cfg(not(feature = "old"))]
 mod slab;
@@ -62,8 +64,9 @@ use kmem_trace_ebpf::{
 
 #[cfg(not(feature = "old"))]
 use crate::{
-    attribution::{IN_HARDIRQ, IN_SOFTIRQ, give_back, interrupt},
+    attribution::{IN_HARDIRQ, IN_SOFTIRQ, interrupt},
     owner::removed,
+    places::give_back,
     slab::{Object, slab_event},
     stat::read_words,
 };
@@ -272,7 +275,7 @@ pub extern "C" fn rt_read_words(ctx: *mut core::ffi::c_void) -> u32 {
     )
 }
 
-// --- places given back, on request ---------------------------------------------------------------
+// --- places filled and given back, on request ---------------------------------------------------------------
 
 /// Attached to nothing and run as [`rt_check_offsets`] is; its arguments are those of
 /// [`give_back`].
@@ -281,7 +284,11 @@ pub extern "C" fn rt_read_words(ctx: *mut core::ffi::c_void) -> u32 {
 #[unsafe(link_section = "raw_tracepoint")]
 pub extern "C" fn rt_give_back(ctx: *mut core::ffi::c_void) -> u32 {
     let ctx: *const u8 = ctx.cast_const().cast();
-    give_back(argument(ctx, 0), argument(ctx, 1) as u32)
+    give_back(
+        argument(ctx, 0),
+        argument(ctx, 1) as u32,
+        argument(ctx, 2) as u32,
+    )
 }
 
 // --- tracepoints: memory.stat items ------------------------------------------------------------

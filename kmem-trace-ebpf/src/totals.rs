@@ -129,6 +129,12 @@ pub const GIVE_BACK: u64 = 0;
 pub const FORGET_SLAB: u64 = 1;
 /// A place of the slab sums is free again.
 pub const GIVE_BACK_SLAB: u64 = 2;
+/// Places of the totals that nobody has taken yet: the number of the last, and how many down from it.
+pub const FILL: u64 = 3;
+/// The same for the slab sums.
+pub const FILL_SLAB: u64 = 4;
+/// Most that one run fills.
+pub const FILL_MOST: u32 = 512;
 
 // Switches that userspace may turn while programs run, where it said at load that it might.
 /// Not 0: send no records but those of cgroups and limits.

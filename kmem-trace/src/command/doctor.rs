@@ -25,6 +25,7 @@ use crate::{
         attach::Sizes,
         features::FEATURES,
         inspect::Inspection,
+        loader,
         plan::{Plan, Struck},
         table::ROLES,
     },
@@ -49,6 +50,7 @@ use crate::{
 /// Where the output does not take it, or `--strike` names no candidate.
 pub fn main(args: &DoctorArgs) -> Result<()> {
     let strike = struck(&args.strike)?;
+    loader::begin(args.btf.as_deref());
     let inspection = Inspection::read(args.btf.as_deref(), &args.forbid);
     let mount = MemoryMount::find();
     let (plan, tried) = tried(&inspection, mount.as_ref().ok(), args, strike);

@@ -7,8 +7,8 @@ use std::{
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use aya::{
-    Btf, Ebpf, EbpfLoader,
-    maps::{Array, HashMap as KernelHashMap, Map, MapData, PerfEventArray, RingBuf, Stack},
+    Btf, Ebpf,
+    maps::{Array, HashMap as KernelHashMap, Map, MapData, PerfEventArray, RingBuf},
     programs::{BtfTracePoint, FEntry, FExit, KProbe, Program, RawTracePoint, TracePoint},
     util::nr_cpus,
 };
@@ -24,6 +24,7 @@ use super::{
     allowed::cause,
     features::{Lacking, Object},
     kept::{Kept, Slab},
+    loader::loader,
     plan::Plan,
     recycling,
     site::AllSites,
@@ -31,6 +32,22 @@ use super::{
     table::{Hook, Place},
     verify,
 };
+
+/// Maps that are sized when the object is loaded.
+pub(super) const SIZED: [&str; 12] = [
+    "PLACES",
+    "FREE",
+    "CGROUPS",
+    "TOTALS",
+    "TALLY",
+    "SLAB_PLACES",
+    "SLAB_FREE",
+    "SLAB_KEYS",
+    "SLAB_SUMS",
+    "SLAB_LAST",
+    "DEAD",
+    "OWNERLESS",
+];
 
 /// Sizes of what is allocated in the kernel.
 #[derive(Clone, Copy, Debug)]
@@ -78,12 +95,25 @@ pub struct Refused {
     pub role: &'static str,
     pub candidate: usize,
     pub why: String,
+    pub hook: Hook,
+    /// The function takes no fentry or fexit program, whatever the program.
+    pub closed: bool,
 }
+
+/// A program was loaded, and the kernel did not let it onto its function.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Closed(String);
 
 /// Why nothing was attached.
 #[derive(Debug)]
 pub enum AttachError {
-    Refused(Refused),
+    /// Every one that was refused, so that whoever tries again has them all out of the way, and
+    /// what was not.
+    Refused {
+        all: Vec<Refused>,
+        taken: Vec<Hook>,
+    },
     Other(anyhow::Error),
 }
 
@@ -93,25 +123,36 @@ impl From<anyhow::Error> for AttachError {
     }
 }
 
+/// What an attachment is to be like, beyond the plan.
+pub struct Wanted<'a> {
+    pub lacking: &'a Lacking,
+    pub sites: &'a AllSites,
+    /// Roles asked for.
+    pub requested: &'a HashSet<String>,
+    pub sizes: Sizes,
+    pub btf: Option<&'a Btf>,
+    pub log_level: u8,
+}
+
 /// Loads the object with the plan's constants and attaches what the plan wants.
 ///
 /// # Errors
 /// [`AttachError::Refused`] where the kernel does not take a candidate; everything that was
 /// attached until then is gone again.
-pub fn attach(
-    plan: &Plan,
-    config: &Config,
-    lacking: &Lacking,
-    sites: &AllSites,
-    requested: &HashSet<String>,
-    sizes: Sizes,
-    btf: Option<&Btf>,
-    log_level: u8,
-) -> Result<Attached, AttachError> {
+pub fn attach(plan: &Plan, config: &Config, wanted: &Wanted<'_>) -> Result<Attached, AttachError> {
+    let Wanted {
+        lacking,
+        sites,
+        requested,
+        sizes,
+        btf,
+        log_level,
+    } = *wanted;
     let copies = nr_cpus()
         .map_err(|(file, error)| anyhow!("cannot read {file}: {error}"))?
         .next_power_of_two();
-    let mut config = *config;
+    // The loader keeps references for as long as the process lives: some hundred bytes, once or twice.
+    let config: &'static mut Config = Box::leak(Box::new(*config));
     config.cast_to = plan.cast.map_or(0, |cast| cast.words);
     config.places = sizes.cgroups;
     config.copies_mask = copies as u32 - 1;
@@ -122,11 +163,12 @@ pub fn attach(
             .checked_mul(copies as u32)
             .context("--max-cgroups is too large for this many CPUs")
     };
-    let mut loader = EbpfLoader::new();
+    let config: &'static Config = config;
+    let log_level: &'static u8 = Box::leak(Box::new(log_level));
+    let mut loader = loader();
     loader
-        .btf(btf)
-        .override_global("CONFIG", &config, true)
-        .override_global("AYA_LOG_LEVEL", &log_level, false)
+        .override_global("CONFIG", config, true)
+        .override_global("AYA_LOG_LEVEL", log_level, false)
         .map_max_entries("RING", sizes.ring_bytes)
         .map_max_entries("PLACES", sizes.cgroups)
         .map_max_entries("FREE", sizes.cgroups)
@@ -145,17 +187,18 @@ pub fn attach(
         .map_err(|error| anyhow!("the kernel did not take the BPF maps: {}", cause(&error)))?;
     // While all of them are open: some are needed by the programs alone.
     let map_bytes = own::bpf_map_bytes();
-    let unchecked = verify::offsets_hold(&mut ebpf, &config, lacking)
+    let unchecked = verify::offsets_hold(&mut ebpf, config, lacking)
         .map_err(|why| anyhow!(why))?
         .err();
-    // Programs name maps by descriptors until they are loaded: these stay open for that long.
-    let _free = fill(&mut ebpf, "FREE", sizes.cgroups)?;
-    let _slab_free = match lacking.object() {
-        Object::Newest => Some(fill(&mut ebpf, "SLAB_FREE", config.slab_places)?),
-        Object::Old => None,
-    };
+    recycling::load(&mut ebpf, lacking);
+    recycling::fill(&mut ebpf, recycling::FREE, sizes.cgroups)?;
+    if lacking.object() == Object::Newest {
+        recycling::fill(&mut ebpf, recycling::SLAB_FREE, config.slab_places)?;
+    }
     let mut programs = Vec::new();
     let mut placed: Vec<Hook> = Vec::new();
+    let mut refused: Vec<Refused> = Vec::new();
+    let mut refused_hooks: Vec<(Hook, String, bool)> = Vec::new();
     for resolved in plan.wanted(requested) {
         let Some((index, candidate)) = resolved.choice else {
             continue;
@@ -165,24 +208,39 @@ pub fn attach(
             if placed.contains(hook) {
                 continue;
             }
-            placed.push(*hook);
-            place(&mut ebpf, hook, sites, btf).map_err(|error| {
-                AttachError::Refused(Refused {
+            let known = refused_hooks.iter().find(|(refused, ..)| refused == hook);
+            let outcome = match known {
+                Some((_, why, closed)) => Err((why.clone(), *closed)),
+                None => place(&mut ebpf, hook, sites, btf)
+                    .map_err(|error| (format!("{error:#}"), error.is::<Closed>())),
+            };
+            if let Err((why, closed)) = outcome {
+                refused.push(Refused {
                     role: resolved.role.name,
                     candidate: index,
                     why: format!(
-                        "{} refused on {}: {error:#}",
+                        "{} refused on {}: {why}",
                         candidate.mechanism.name(),
                         hook.symbol
                     ),
-                })
-            })?;
+                    hook: *hook,
+                    closed,
+                });
+                refused_hooks.push((*hook, why, closed));
+                break;
+            }
+            placed.push(*hook);
             if !programs.contains(&(resolved.role.name, hook.program)) {
                 programs.push((resolved.role.name, hook.program));
             }
         }
     }
-    recycling::load(&mut ebpf, lacking);
+    if !refused.is_empty() {
+        return Err(AttachError::Refused {
+            all: refused,
+            taken: placed,
+        });
+    }
     let switches = Array::try_from(map(&mut ebpf, "SWITCHES")?).context("map SWITCHES")?;
     let (kept, stream) = match lacking.object() {
         Object::Newest => {
@@ -389,21 +447,13 @@ fn map(ebpf: &mut Ebpf, name: &str) -> Result<Map> {
         .with_context(|| format!("the object has no map {name}"))
 }
 
-/// Puts the numbers of all places into a map of free ones.
-fn fill(ebpf: &mut Ebpf, name: &'static str, places: u32) -> Result<Stack<MapData, u32>> {
-    let mut free = Stack::<_, u32>::try_from(map(ebpf, name)?).context(name)?;
-    for place in (0..places).rev() {
-        free.push(place, 0).context(name)?;
-    }
-    Ok(free)
-}
-
 fn place(ebpf: &mut Ebpf, hook: &Hook, sites: &AllSites, btf: Option<&Btf>) -> Result<()> {
     let program = ebpf
         .program_mut(hook.program)
         .with_context(|| format!("the object has no program {}", hook.program))?;
     let loaded = program.fd().is_ok();
     let refused = |error: aya::programs::ProgramError| anyhow!(refusal(&error));
+    let closed = |error: aya::programs::ProgramError| anyhow!(Closed(refusal(&error)));
     match hook.place {
         Place::Kprobe | Place::Kretprobe => {
             let program: &mut KProbe = program.try_into()?;
@@ -436,14 +486,14 @@ fn place(ebpf: &mut Ebpf, hook: &Hook, sites: &AllSites, btf: Option<&Btf>) -> R
             program
                 .load(hook.symbol, btf.context("no type information")?)
                 .map_err(refused)?;
-            program.attach().map_err(refused)?;
+            program.attach().map_err(closed)?;
         }
         Place::Fexit => {
             let program: &mut FExit = program.try_into()?;
             program
                 .load(hook.symbol, btf.context("no type information")?)
                 .map_err(refused)?;
-            program.attach().map_err(refused)?;
+            program.attach().map_err(closed)?;
         }
         Place::RawTracepoint => {
             let program: &mut RawTracePoint = program.try_into()?;

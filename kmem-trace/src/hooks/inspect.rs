@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeSet, HashMap},
     path::{Path, PathBuf},
+    thread::{self, JoinHandle},
 };
 
 use super::{
@@ -16,7 +17,9 @@ use super::{
 };
 use crate::kernel::{
     btf::KernelBtf,
+    callsite::Functions,
     cgroupfs::{Hierarchy, MemoryMount},
+    file,
     security::{self, Lockdown},
     symbols::{self, Symbols},
     tracefs::{Format, Tracefs},
@@ -33,6 +36,8 @@ pub struct Inspection {
     pub btf: Result<KernelBtf, String>,
     pub btf_path: PathBuf,
     pub symbols: Symbols,
+    /// All of the same list, on its way.
+    pub functions: Option<JoinHandle<Functions>>,
     pub sites: AllSites,
     pub traceable: Option<BTreeSet<String>>,
     pub formats: HashMap<(&'static str, &'static str), Format>,
@@ -62,10 +67,7 @@ impl Inspection {
         };
         let wanted = symbols_wanted();
         let names: Vec<&str> = wanted.iter().map(String::as_str).collect();
-        let mut symbols = symbols::kallsyms(&names).unwrap_or_else(|error| {
-            log::debug!("{error}");
-            Symbols::default()
-        });
+        let (mut symbols, functions) = symbols_and_functions(&names);
         let tracefs = Tracefs::find()
             .or_else(|_| Tracefs::mount())
             .map_err(|error| error.to_string());
@@ -101,6 +103,7 @@ impl Inspection {
             btf,
             btf_path,
             symbols,
+            functions,
             sites,
             traceable,
             formats,
@@ -136,10 +139,29 @@ impl Inspection {
     }
 }
 
+/// The list takes the kernel longer to write than us to read: it is asked for it once.
+fn symbols_and_functions(names: &[&str]) -> (Symbols, Option<JoinHandle<Functions>>) {
+    let path = Path::new(symbols::KALLSYMS);
+    let bytes = match file::read(path) {
+        Ok(bytes) => bytes,
+        Err(error) => {
+            log::debug!("{error}");
+            return (Symbols::default(), None);
+        }
+    };
+    let found = symbols::parse_kallsyms(&bytes, names).unwrap_or_else(|error| {
+        log::debug!("{}", error.of(path));
+        Symbols::default()
+    });
+    let functions = thread::spawn(move || Functions::parse(&bytes));
+    (found, Some(functions))
+}
+
 /// Where the symbol list does not show what tells memory cgroups from all else, a memory cgroup
 /// does.
 fn learn_subsystem(btf: &KernelBtf, symbols: &mut Symbols, allowed: &Allowed) {
-    if symbols.address(SUBSYSTEM).is_some() || allowed.reads.is_err() {
+    let asks = allowed.reads.is_ok() && memcg_stat::runs_on_request(&allowed.lacking);
+    if symbols.address(SUBSYSTEM).is_some() || !asks {
         return;
     }
     let Ok(mount) = MemoryMount::find() else {

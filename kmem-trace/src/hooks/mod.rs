@@ -5,6 +5,7 @@
 //! - [`table`]: roles and their candidates, and all that is known about each.
 //! - [`allowed`]: what this kernel lets us do, found by trying.
 //! - [`inspect`]: everything a plan depends on, read once.
+//! - [`loader`]: aya's loader, made once.
 //! - [`layout`]: struct offsets, argument positions and item numbers, from type information.
 //! - [`slab_layout`]: the same for the way from a slab object to its payer.
 //! - [`plan`]: the candidate chosen for each role, and why.
@@ -28,6 +29,7 @@ pub mod inspect;
 pub mod kept;
 pub mod layout;
 pub mod limits;
+pub mod loader;
 pub mod mapping;
 pub mod memcg_stat;
 #[cfg(test)]

@@ -5,11 +5,11 @@
 //! run on request: a system call on the map would keep kprobe programs from running meanwhile (see
 //! [`super::mapping`]). Where arrays are not mapped, [`super::handed`] does all three. Whose a place was, and who inherits what it held, is the session's to know.
 
-use anyhow::Result;
-use aya::{Ebpf, RawTracePointRunOptions, TestRun as _, programs::RawTracePoint};
+use anyhow::{Context as _, Result};
+use aya::{Ebpf, RawTracePointRunOptions, TestRun as _, maps::Stack, programs::RawTracePoint};
 use kmem_trace_ebpf::{
     sums::{SlabKey, SlabSums},
-    totals::{FORGET_SLAB, GIVE_BACK, GIVE_BACK_SLAB, Totals},
+    totals::{FILL, FILL_MOST, FILL_SLAB, FORGET_SLAB, GIVE_BACK, GIVE_BACK_SLAB, Totals},
 };
 
 use super::{
@@ -107,10 +107,56 @@ impl Attached {
     }
 
     fn run(&mut self, what: u64, place: usize) -> bool {
-        let mut options = RawTracePointRunOptions::new();
-        options.args[0] = what;
-        options.args[1] = place as u64;
-        let ran = program(&mut self.ebpf).and_then(|program| program.test_run(options).ok());
-        ran.is_some_and(|result| result.return_value == 1)
+        run(&mut self.ebpf, [what, place as u64, 0])
     }
 }
+
+fn run(ebpf: &mut Ebpf, arguments: [u64; 3]) -> bool {
+    let mut options = RawTracePointRunOptions::new();
+    options.args[..3].copy_from_slice(&arguments);
+    let ran = program(ebpf).and_then(|program| program.test_run(options).ok());
+    ran.is_some_and(|result| result.return_value == 1)
+}
+
+/// Puts the numbers of all places into a map of free ones. A system call for each of them takes
+/// longer than all programs do to load.
+///
+/// # Errors
+/// From the map.
+pub(super) fn fill(ebpf: &mut Ebpf, free: Free, places: u32) -> Result<()> {
+    let mut left = places;
+    while left > 0 {
+        let count = left.min(FILL_MOST);
+        if !run(ebpf, [free.what, u64::from(left - 1), u64::from(count)]) {
+            break;
+        }
+        left -= count;
+    }
+    if left == 0 {
+        return Ok(());
+    }
+    // The kernel does not run programs on request.
+    let map = ebpf.map_mut(free.map).context("the object has no such map");
+    let mut map = Stack::<_, u32>::try_from(map.context(free.map)?).context(free.map)?;
+    for place in (0..left).rev() {
+        map.push(place, 0).context(free.map)?;
+    }
+    Ok(())
+}
+
+/// A map of free places.
+#[derive(Clone, Copy)]
+pub(super) struct Free {
+    map: &'static str,
+    what: u64,
+}
+
+pub(super) const FREE: Free = Free {
+    map: "FREE",
+    what: FILL,
+};
+
+pub(super) const SLAB_FREE: Free = Free {
+    map: "SLAB_FREE",
+    what: FILL_SLAB,
+};

@@ -10,6 +10,7 @@ use kmem_trace_ebpf::{
     record::{CounterRecord, OP_REFUSED, OP_UNCHARGE},
     totals::{SLOTS, Totals},
 };
+use rustc_hash::FxHashMap;
 
 use super::tree::Tree;
 
@@ -74,7 +75,8 @@ pub fn moved(reading: &Reading, tree: &Tree, tops: &HashSet<u64>) -> HashMap<u64
 /// The streamed side of the book.
 #[derive(Clone, Debug, Default)]
 pub struct Streamed {
-    own: HashMap<u64, Pages>,
+    /// Looked up for every record, by numbers that the kernel gives.
+    own: FxHashMap<u64, Pages>,
     /// Counter records applied.
     pub records: u64,
 }

@@ -26,6 +26,8 @@ pub struct Ring {
     watched: AsyncFd<Watched>,
     /// Of records that found the first one busy; few, and never a reason to wake.
     spare: RingBuf<MapData>,
+    /// Where the next batch goes: the memory of the last one, if nobody kept it.
+    bytes: BytesMut,
 }
 
 impl Ring {
@@ -38,7 +40,11 @@ impl Ring {
         // dropped, and the map is owned by what watches it.
         let watched =
             unsafe { AsyncFd::register_with_interest(Watched(ring), Interest::READABLE) }?;
-        Ok(Self { watched, spare })
+        Ok(Self {
+            watched,
+            spare,
+            bytes: BytesMut::new(),
+        })
     }
 
     /// Returns when the programs have woken us because the ring fills.
@@ -50,16 +56,19 @@ impl Ring {
 
     /// What waits in the rings, at most a batch of each; an empty batch means nothing waits.
     pub fn drain(&mut self) -> Batch {
-        let mut bytes = BytesMut::new();
+        let bytes = &mut self.bytes;
         for ring in [&mut self.watched.get_mut().0, &mut self.spare] {
             let most = bytes.len() + BATCH_BYTES;
             while bytes.len() < most {
                 let Some(item) = ring.next() else {
                     break;
                 };
+                if bytes.capacity() - bytes.len() < item.len() {
+                    bytes.reserve(2 * BATCH_BYTES);
+                }
                 bytes.extend_from_slice(&item);
             }
         }
-        Batch::new(bytes.freeze())
+        Batch::new(bytes.split().freeze())
     }
 }

@@ -127,7 +127,8 @@ fn places_of_removed_cgroups_are_cleared_and_used_again() {
         load::pass(&child, "anon=1M pipes=10");
         assert!(child.remove(), "{} stays", child.name);
     }
-    let held = load::start(&parent, "anon=20M");
+    let last = parent.child("last");
+    let held = load::start(&last, "anon=20M");
     // The kernel lets go of the last ones a little later.
     thread::sleep(Duration::from_secs(1));
     let report = tracer.next_report(&parent.name);

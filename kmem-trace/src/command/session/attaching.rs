@@ -1,35 +1,35 @@
 //! The best plan that the kernel takes.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
-use anyhow::{Result, anyhow, bail};
-use aya::Btf;
+use anyhow::{Result, bail};
 use kmem_trace_ebpf::config::{Config, ROOTS, Root};
 
 use super::Request;
 use crate::hooks::{
-    allowed::cause,
-    attach::{AttachError, Attached, attach},
+    attach::{AttachError, Attached, Refused, Wanted, attach},
     cast,
     inspect::Inspection,
+    loader,
     plan::Plan,
+    table::{Hook, Place, ROLES},
     verify,
 };
 
-/// Attaches the best plan that the kernel takes: a candidate that it refuses is struck out, with
-/// its words as the reason, and the next one tried.
+/// Attaches the best plan that the kernel takes: candidates that it refuses are struck out, with
+/// its words as the reason, and the next ones tried.
 pub fn attach_best(inspection: &Inspection, request: &Request) -> Result<(Plan, Attached)> {
-    let aya_btf = match &request.btf {
-        Some(file) => Some(
-            Btf::parse_file(file, aya::Endianness::default()).map_err(|error| {
-                anyhow!(
-                    "{}: not usable as type information: {}",
-                    file.display(),
-                    cause(&error)
-                )
-            })?,
-        ),
-        None => Btf::from_sys_fs().ok(),
+    let btf = loader::types(request.btf.as_deref())?;
+    if request.btf.is_some() {
+        loader::loader().btf(btf);
+    }
+    let wanted = Wanted {
+        lacking: &inspection.allowed.lacking,
+        sites: &inspection.sites,
+        requested: &request.roles,
+        sizes: request.sizes,
+        btf,
+        log_level: request.log_level,
     };
     let cast = inspection.btf.as_ref().ok().and_then(cast::find);
     let mut struck = request.strike.clone();
@@ -50,28 +50,62 @@ pub fn attach_best(inspection: &Inspection, request: &Request) -> Result<(Plan, 
             .is_some_and(|role| role.choice.is_some());
         config.late_charges_unseen =
             u32::from(!late_seen && inspection.symbols.has_function("kmem_cache_charge"));
-        match attach(
-            &plan,
-            &config,
-            &inspection.allowed.lacking,
-            &inspection.sites,
-            &request.roles,
-            request.sizes,
-            aya_btf.as_ref(),
-            request.log_level,
-        ) {
+        match attach(&plan, &config, &wanted) {
             Ok(attached) => return Ok((plan, attached)),
-            Err(AttachError::Refused(refused)) => {
-                log::info!("{}: {}", refused.role, refused.why);
-                let key = (refused.role, refused.candidate);
-                if !struck.insert(key) {
-                    bail!("{}: {}", refused.role, refused.why);
+            Err(AttachError::Refused { all, taken }) => {
+                let before = struck.len();
+                let no_function = takes_no_function(&all, &taken);
+                for refused in &all {
+                    log::info!("{}: {}", refused.role, refused.why);
+                    let same = same_fate(refused, no_function);
+                    for key in same.chain([(refused.role, refused.candidate)]) {
+                        if struck.insert(key) {
+                            struck_why.insert(key, refused.why.clone());
+                        }
+                    }
                 }
-                struck_why.insert(key, refused.why);
+                if struck.len() == before {
+                    let why: Vec<_> = all
+                        .iter()
+                        .map(|refused| format!("{}: {}", refused.role, refused.why))
+                        .collect();
+                    bail!("{}", why.join("; "));
+                }
             }
             Err(AttachError::Other(error)) => return Err(error),
         }
     }
+}
+
+fn on_function(hook: &Hook) -> bool {
+    matches!(hook.place, Place::Fentry | Place::Fexit)
+}
+
+/// Whether the kernel loads no fentry or fexit program for any function. Of one, it may be the
+/// function's own fault.
+fn takes_no_function(all: &[Refused], taken: &[Hook]) -> bool {
+    let not_loaded: HashSet<&str> = all
+        .iter()
+        .filter(|refused| on_function(&refused.hook) && !refused.closed)
+        .map(|refused| refused.hook.symbol)
+        .collect();
+    not_loaded.len() > 1 && !taken.iter().any(on_function)
+}
+
+/// The candidates that a refusal is true of as well, and need not be tried.
+fn same_fate(refused: &Refused, no_function: bool) -> impl Iterator<Item = (&'static str, usize)> {
+    let symbol = refused.hook.symbol;
+    let every = no_function && on_function(&refused.hook);
+    let closed = refused.closed;
+    ROLES.iter().flat_map(move |role| {
+        let too =
+            move |hook: &Hook| on_function(hook) && (every || closed && hook.symbol == symbol);
+        role.candidates
+            .iter()
+            .enumerate()
+            .filter(move |(_, candidate)| candidate.hooks.iter().any(too))
+            .map(move |(index, _)| (role.name, index))
+    })
 }
 
 /// # Errors

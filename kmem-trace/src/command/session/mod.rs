@@ -38,6 +38,7 @@ use crate::{
         features::Feature,
         inspect::Inspection,
         limits::{self, Accounting, Unit},
+        loader,
         plan::{AttachMode, Plan, Struck},
         stats::{self, Measuring, ProgramStats},
     },
@@ -120,13 +121,15 @@ pub struct Session {
     charged_start: charged::ChargedStart,
     growth: growth::Watch,
 }
+
 impl Session {
     /// Plans, attaches and takes the base of each cgroup.
     ///
     /// # Errors
     /// Where this kernel gives a ledger nothing to go by, or refuses what the plan needs.
     pub async fn start(request: Request) -> Result<Self> {
-        let inspection = Inspection::read(request.btf.as_deref(), &request.forbidden);
+        loader::begin(request.btf.as_deref());
+        let mut inspection = Inspection::read(request.btf.as_deref(), &request.forbidden);
         // A file that was asked for is used or refused, never passed over.
         if let (Some(_), Err(why)) = (&request.btf, &inspection.btf) {
             bail!("{why}");
@@ -148,7 +151,11 @@ impl Session {
         };
         let (plan, attached) = attaching::attach_best(&inspection, &request)?;
         attaching::require_ledger(&plan)?;
-        tokio::time::sleep(SETTLE).await;
+        let settled = tokio::time::Instant::now() + SETTLE;
+        let functions = match inspection.functions.take() {
+            Some(parsing) if plan.slab => parsing.join().unwrap_or_default(),
+            _ => callsite::Functions::default(),
+        };
         let page_bytes = reading::page_bytes();
         let btf = inspection.btf.as_ref().ok();
         let limits_here = limit::Kernel {
@@ -173,7 +180,7 @@ impl Session {
             limits_here,
             unnamed_at_start: HashSet::new(),
             dirty: false,
-            functions: callsite::Functions::default(),
+            functions,
             told_lost: 0,
             slab_start: slab::SlabStart::default(),
             retired: retiring::Retired::default(),
@@ -182,8 +189,9 @@ impl Session {
             growth: growth::Watch::default(),
             request,
         };
-        session.slab_begin();
         session.look_around();
+        tokio::time::sleep_until(settled).await;
+        session.slab_begin();
         if session.plan.slab {
             session.charged_begin();
         }

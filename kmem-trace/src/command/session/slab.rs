@@ -11,7 +11,7 @@ use kmem_trace_ebpf::{
 use super::Session;
 use crate::{
     hooks::{plan::Plan, table::Mechanism},
-    kernel::{callsite, proc},
+    kernel::proc,
     ledger::slab::{self, SlabBook, SlabReading, SlabRow},
     reconcile::slab::{
         self as reconcile, CauseBytes, DeadLine, DeadTotals, Findings, SlabFigures, SlabLine,
@@ -74,7 +74,6 @@ impl Session {
     /// Takes the figures that later ones are compared with.
     pub(super) fn slab_begin(&mut self) {
         if self.plan.slab {
-            self.functions = callsite::Functions::read().unwrap_or_default();
             self.slab_start = SlabStart {
                 figures: figures(),
                 reading: self.slab_reading(),

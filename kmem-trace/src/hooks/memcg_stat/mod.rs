@@ -23,12 +23,17 @@ use self::{
 };
 use super::{
     allowed::Allowed,
-    features::{Feature, Object},
+    features::{Feature, Lacking, Object},
 };
 use crate::kernel::{btf::KernelBtf, security, symbols};
 
 /// Why there is none.
 const NOT_ON_REQUEST: &str = "this kernel runs no program on request that reads its memory (Linux 5.10 was the first that does)";
+
+/// Whether a kernel may run the program. One that needs the old object is older than that.
+pub fn runs_on_request(lacking: &Lacking) -> bool {
+    !lacking.lacks(Feature::RunOnRequest) && lacking.object() == Object::Newest
+}
 
 /// The program, loaded, and what it is to read.
 pub struct MemcgStat {
@@ -53,8 +58,7 @@ impl MemcgStat {
         // Only the verdict on reads counts, which needs neither types nor tracefs.
         let allowed = Allowed::probe(security::lockdown(), true, Ok(()), forbidden);
         allowed.reads?;
-        // A kernel that needs the old object is older than that (5.10), too.
-        if allowed.lacking.lacks(Feature::RunOnRequest) || allowed.lacking.object() == Object::Old {
+        if !runs_on_request(&allowed.lacking) {
             return Err(NOT_ON_REQUEST.to_owned());
         }
         let mut stat = Self {

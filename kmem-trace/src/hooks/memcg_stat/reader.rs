@@ -4,7 +4,7 @@
 use std::{fs::File, os::fd::AsRawFd as _, path::Path};
 
 use aya::{
-    Ebpf, EbpfLoader, RawTracePointRunOptions, TestRun as _,
+    Ebpf, RawTracePointRunOptions, TestRun as _,
     maps::{Array, MapData, MapError},
     programs::RawTracePoint,
 };
@@ -16,7 +16,7 @@ use kmem_trace_ebpf::{
     },
 };
 
-use super::super::{allowed::cause, features::OBJECT};
+use super::super::{allowed::cause, attach::SIZED, features::OBJECT, loader::loader};
 
 const PROGRAM: &str = "rt_read_words";
 
@@ -32,15 +32,18 @@ impl Reader {
     /// # Errors
     /// In one line, where the kernel does not take it.
     pub fn load(config: &Config, members: &Members) -> Result<Self, String> {
-        let mut ebpf = EbpfLoader::new()
-            .btf(None)
+        // The loader keeps references for as long as the process lives: some hundred bytes.
+        let config: &'static Config = Box::leak(Box::new(*config));
+        let members: &'static Members = Box::leak(Box::new(*members));
+        let mut loader = loader();
+        loader
             .override_global("CONFIG", config, true)
             .override_global("MEMBERS", members, true)
-            .map_max_entries("RING", 4096)
-            .map_max_entries("PLACES", 1)
-            .map_max_entries("FREE", 1)
-            .map_max_entries("CGROUPS", 1)
-            .map_max_entries("TOTALS", 1)
+            .map_max_entries("RING", 4096);
+        for map in SIZED {
+            loader.map_max_entries(map, 1);
+        }
+        let mut ebpf = loader
             .load(OBJECT)
             .map_err(|error| format!("the kernel did not take the BPF maps: {}", cause(&error)))?;
         let words = ebpf
