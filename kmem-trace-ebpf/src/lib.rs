@@ -3,8 +3,8 @@
 //! [`record`] is what is streamed over the ring buffer (and kept in recorded files), [`totals`]
 //! and [`sums`] what the programs add up in maps, [`config`] the constants that userspace fills in
 //! before the programs are loaded, [`selfcheck`] and [`words`] what programs answer that are run on
-//! request, [`handed`] what one of them hands out. Everything is `#[repr(C)]`, without unnamed padding, in the byte order of
-//! the machine. No behaviour lives here.
+//! request, [`handed`] what one of them hands out. Everything is `#[repr(C)]`, without unnamed padding,
+//! in the byte order of the machine. No behaviour lives here.
 #![no_std]
 
 pub mod config;

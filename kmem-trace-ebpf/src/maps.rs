@@ -292,7 +292,7 @@ pub fn send<T: 'static>(_ctx: Context, role: u32, fill: impl FnOnce(*mut T)) {
     entry.submit(u64::from(flags));
 }
 
-/// The same by way of this CPU's perf buffer; a full one is counted, for its role, as far as the kernel says so.
+/// The same by way of this CPU's perf buffer; a full one is counted as far as the kernel says so.
 #[cfg(feature = "old")]
 #[inline(always)]
 pub fn send<T: 'static>(ctx: Context, role: u32, fill: impl FnOnce(*mut T)) {

@@ -47,7 +47,8 @@ pub struct Inspection {
 }
 
 impl Inspection {
-    /// Reads it all, of a kernel that is taken to have nothing that is `forbidden`. What cannot be read becomes a reason in the plan, not an error.
+    /// Reads it all, of a kernel that is taken to have nothing that is `forbidden`. What cannot be
+    /// read becomes a reason in the plan, not an error.
     pub fn read(btf_file: Option<&Path>, forbidden: &[Feature]) -> Self {
         let btf_path = btf_file.unwrap_or(Path::new(KERNEL_BTF)).to_owned();
         let btf = KernelBtf::load(&btf_path).map_err(|error| {

@@ -3,7 +3,8 @@
 //!
 //! What a place held is read and cleared through the mapping, and given back by a program that is
 //! run on request: a system call on the map would keep kprobe programs from running meanwhile (see
-//! [`super::mapping`]). Where arrays are not mapped, [`super::handed`] does all three. Whose a place was, and who inherits what it held, is the session's to know.
+//! [`super::mapping`]). Where arrays are not mapped, [`super::handed`] does all three. Whose a place
+//! was, and who inherits what it held, is the session's to know.
 
 use anyhow::{Context as _, Result};
 use aya::{Ebpf, RawTracePointRunOptions, TestRun as _, maps::Stack, programs::RawTracePoint};

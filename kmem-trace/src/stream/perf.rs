@@ -37,7 +37,8 @@ pub struct Perf {
 }
 
 impl Perf {
-    /// Opens the buffers, which share `bytes` of pages of `page_bytes`. Must be called within a tokio runtime.
+    /// Opens the buffers, which share `bytes` of pages of `page_bytes`. Must be called within a tokio
+    /// runtime.
     ///
     /// # Errors
     /// Where the kernel does not open one, or the runtime cannot watch them.
