@@ -58,7 +58,7 @@ impl Feature {
                 "absent (Linux 5.5 was the first): programs read kernel memory by bpf_probe_read"
             }
             Self::RunOnRequest => {
-                "absent (Linux 5.10 was the first): offsets are taken from type information unchecked, explain cannot read v1's counters, and in mapped arrays places of removed cgroups are not used again"
+                "absent (Linux 5.10 was the first): offsets are taken from type information unchecked, explain cannot read v1's counters, and places of removed cgroups are used again only where a program hands the totals out"
             }
         }
     }
@@ -85,8 +85,7 @@ impl Lacking {
                     Feature::RingBuffer => matches!(is_map_supported(MapType::RingBuf), Ok(false)),
                     Feature::MappedArrays => !maps_arrays(),
                     Feature::KernelReads => lacks_kernel_reads(lockdown),
-                    // Found where it is used.
-                    Feature::RunOnRequest => false,
+                    Feature::RunOnRequest => lacks_runs_on_request(),
                 }
         };
         Self(FEATURES.into_iter().filter(absent).collect())
@@ -168,6 +167,16 @@ fn lacks_kernel_reads(lockdown: Lockdown) -> bool {
     lockdown != Lockdown::Confidentiality
         && matches!(offers(BpfHelper::BPF_FUNC_probe_read_kernel), Ok(false))
         && matches!(offers(BpfHelper::BPF_FUNC_probe_read), Ok(true))
+}
+
+/// `ENOTSUPP`, the kernel's own, which no library names.
+const NOT_SUPPORTED: i32 = 524;
+
+/// A refusal for any other reason is not of this alone (`bpf_prog_test_run`, kernel/bpf/syscall.c).
+fn lacks_runs_on_request() -> bool {
+    // r0 = 0; exit
+    const NOTHING: [u8; 16] = [0xb7, 0, 0, 0, 0, 0, 0, 0, 0x95, 0, 0, 0, 0, 0, 0, 0];
+    matches!(stats::runs(&NOTHING), Err(error) if error.raw_os_error() == Some(NOT_SUPPORTED))
 }
 
 #[cfg(test)]

@@ -160,6 +160,11 @@ fn what_is_not_followed_by_the_programs_for_old_kernels_is_said() {
     ] {
         assert!(words.contains(said), "{said}: {screen}");
     }
+    // Linux 5.8 and 5.9.
+    let screen = ask("-c test-unseen -d 1s --no-slab --forbid run-on-request").out;
+    let words = screen.split_whitespace().collect::<Vec<_>>().join(" ");
+    let said = "no place in the totals is used again";
+    assert!(words.contains(said), "{screen}");
     if cgroup::is_v1() {
         let answer = ask(&format!("explain -c {} --forbid {ALL}", cgroup.name));
         assert_eq!(answer.code(), 0, "{answer:?}");

@@ -35,7 +35,7 @@ use kmem_trace_ebpf::record::{CgroupRecord, OP_MKDIR, OP_RELEASE, OP_RENAME, OP_
 use crate::{
     hooks::{
         attach::{Attached, Sizes, Stream},
-        features::Feature,
+        features::{Feature, Object},
         inspect::Inspection,
         limits::{self, Accounting, Unit},
         loader,
@@ -266,6 +266,10 @@ impl Session {
             }
         }
         spots.extend(self.attached.unchecked.clone());
+        let lacking = &self.inspection.allowed.lacking;
+        if lacking.lacks(Feature::RunOnRequest) && lacking.object() == Object::Newest {
+            spots.push("cgroups beyond --max-cgroups, the removed ones counted: where no tracing program runs on request, no place in the totals is used again".to_owned());
+        }
         if let (true, Err(why)) = (self.request.slab, &self.plan.attribution) {
             spots.push(format!("whose slab it is: {why}"));
         }
