@@ -84,7 +84,7 @@ pub struct Attached {
 /// The maps that records come through.
 pub enum Stream {
     /// The ring and its spare.
-    Rings(RingBuf<MapData>, RingBuf<MapData>),
+    Rings(Box<[RingBuf<MapData>; 2]>),
     /// Perf buffers, still to be opened.
     Buffers(PerfEventArray<MapData>),
 }
@@ -248,7 +248,7 @@ pub fn attach(plan: &Plan, config: &Config, wanted: &Wanted<'_>) -> Result<Attac
             let kept = Kept::mapped(&mut ebpf, places, keys, copies)?;
             let ring = RingBuf::try_from(map(&mut ebpf, "RING")?).context("map RING")?;
             let spare = RingBuf::try_from(map(&mut ebpf, "SPARE")?).context("map SPARE")?;
-            (kept, Stream::Rings(ring, spare))
+            (kept, Stream::Rings(Box::new([ring, spare])))
         }
         Object::Old => {
             let kept = Kept::handed(&mut ebpf, places, copies)?;

@@ -22,7 +22,7 @@ pub enum Kept {
         cgroups: Mapped<Place>,
         totals: Mapped<Totals>,
         tally: Mapped<u64>,
-        slab: Slab,
+        slab: Box<Slab>,
     },
     /// No slab is attributed there.
     Handed {
@@ -58,11 +58,11 @@ impl Kept {
             cgroups: Mapped::new(take("CGROUPS")?, places).context("map CGROUPS")?,
             totals,
             tally,
-            slab: Slab {
+            slab: Box::new(Slab {
                 keys: Mapped::new(take("SLAB_KEYS")?, keys).context("map SLAB_KEYS")?,
                 sums,
                 caches: KernelHashMap::try_from(take("CACHES")?).context("map CACHES")?,
-            },
+            }),
         })
     }
 

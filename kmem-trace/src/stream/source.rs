@@ -8,7 +8,7 @@ use super::{decode::Batch, perf::Perf, ring::Ring};
 
 /// The consuming end of either.
 pub enum Source {
-    Ring(Ring),
+    Ring(Box<Ring>),
     Perf(Perf),
 }
 

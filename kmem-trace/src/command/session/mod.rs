@@ -206,8 +206,10 @@ impl Session {
     pub fn source(&mut self) -> Result<Source> {
         let stream = self.attached.stream.take();
         Ok(match stream.context("the stream was taken already")? {
-            Stream::Rings(ring, spare) => {
-                Source::Ring(Ring::new(ring, spare).context("cannot watch the ring buffer")?)
+            Stream::Rings(rings) => {
+                let [ring, spare] = *rings;
+                let ring = Ring::new(ring, spare).context("cannot watch the ring buffer")?;
+                Source::Ring(Box::new(ring))
             }
             Stream::Buffers(buffers) => {
                 let bytes = self.request.sizes.ring_bytes as usize;
