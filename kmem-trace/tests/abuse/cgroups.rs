@@ -5,7 +5,7 @@ use std::{collections::HashSet, fs, path::PathBuf, thread, time::Duration};
 use serde_json::Value;
 
 use crate::{
-    figures, own, scaled, storm,
+    figures, is_worth_it, own, scaled, storm,
     support::{
         cgroup::{self, Cgroup},
         lines::{self, number},
@@ -120,7 +120,7 @@ impl Drop for Chain {
 
 #[test]
 fn what_is_charged_hundreds_of_levels_down_is_counted_at_the_top() {
-    if !traceable() {
+    if !is_worth_it() || !traceable() {
         return;
     }
     let parent = Cgroup::top(&own("deep"));

@@ -39,7 +39,7 @@ fn runs(summary: &Value, ends: [&str; 2]) -> i64 {
 
 #[test]
 fn what_a_ring_of_one_page_does_not_take_is_counted_to_the_record() {
-    if !traceable() {
+    if !is_worth_it() || !traceable() {
         return;
     }
     let parent = Cgroup::top(&own("ring"));
@@ -109,7 +109,7 @@ fn what_a_ring_of_one_page_does_not_take_is_counted_to_the_record() {
 
 #[test]
 fn maps_of_one_place_lose_and_say_so_and_the_bound_knows_it() {
-    if !traceable() {
+    if !is_worth_it() || !traceable() {
         return;
     }
     let parent = Cgroup::top(&own("maps"));

@@ -41,8 +41,8 @@ fn is_emulated() -> bool {
     std::env::var_os("KMEM_TRACE_VM").is_some()
 }
 
-/// Whether this machine is where a test is worth its time: not an emulated one, for what does not
-/// depend on how charges are seen; says so.
+/// Whether this machine is where a test is worth its time: not an emulated one, where a start alone
+/// takes seconds, for what is no matter of exactness; says so.
 fn is_worth_it() -> bool {
     if is_emulated() && !is_long() {
         support::machine::skip("run on the machine at hand; KMEM_TRACE_LONG=1 has it run here too");

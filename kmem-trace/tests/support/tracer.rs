@@ -4,7 +4,7 @@ use std::{
     io::{BufRead as _, BufReader, Read},
     os::unix::process::{CommandExt as _, ExitStatusExt as _},
     process::{Child, Command, ExitStatus, Stdio},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
@@ -311,12 +311,17 @@ pub fn traceable() -> bool {
         machine::skip("no memory cgroup hierarchy below /sys/fs/cgroup");
         return false;
     }
-    let doctor = ask("doctor --format json");
-    // The plan comes before the doctor's page.
-    let line = doctor.out.lines().next().unwrap_or_default();
-    let plan: Value =
-        serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {doctor:?}"));
-    if plan["mode"] == "missing" {
+    // It takes seconds in an emulated machine.
+    static MODE: OnceLock<Value> = OnceLock::new();
+    let mode = MODE.get_or_init(|| {
+        let doctor = ask("doctor --format json");
+        // The plan comes before the doctor's page.
+        let line = doctor.out.lines().next().unwrap_or_default();
+        let plan: Value =
+            serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {doctor:?}"));
+        plan["mode"].clone()
+    });
+    if mode == "missing" {
         machine::skip("doctor says that this kernel allows no ledger");
         return false;
     }
