@@ -14,14 +14,14 @@ use kmem_trace_ebpf::{
 };
 
 use crate::{
-    maps::{add, header, send, switched, tally, totals},
+    maps::{Context, add, header, send, switched, tally, totals},
     memcg::{cgroup_of, id_of, is_traced, note_ancestry, owner},
     read::config,
 };
 
 /// A page counter moved (or refused to).
 #[inline(always)]
-pub fn counter_changed(counter: u64, pages: u64, op: u8) {
+pub fn counter_changed(ctx: Context, counter: u64, pages: u64, op: u8) {
     let role = if op == OP_UNCHARGE {
         ROLE_UNCHARGE
     } else {
@@ -70,7 +70,7 @@ pub fn counter_changed(counter: u64, pages: u64, op: u8) {
         }
     }
     if config!(stream_counters) == 1 && !switched(SWITCH_NO_STREAM) {
-        send::<CounterRecord>(role, |record| unsafe {
+        send::<CounterRecord>(ctx, role, |record| unsafe {
             record.write(CounterRecord {
                 header: header(KIND_COUNTER, size_of::<CounterRecord>()),
                 cgroup_id,
@@ -85,7 +85,7 @@ pub fn counter_changed(counter: u64, pages: u64, op: u8) {
 
 /// The user charge path returned `result` for `memcg`.
 #[inline(always)]
-pub fn user_charged(memcg: u64, pages: u32, gfp: u32, result: i32) {
+pub fn user_charged(ctx: Context, memcg: u64, pages: u32, gfp: u32, result: i32) {
     let Some(cgroup) = cgroup_of(memcg) else {
         return;
     };
@@ -110,7 +110,7 @@ pub fn user_charged(memcg: u64, pages: u32, gfp: u32, result: i32) {
         tally(LOST_MAP_FULL + ROLE_USER_CHARGE, 1);
     }
     if config!(stream_user_charges) == 1 && !switched(SWITCH_NO_STREAM) {
-        send::<UserChargeRecord>(ROLE_USER_CHARGE, |record| unsafe {
+        send::<UserChargeRecord>(ctx, ROLE_USER_CHARGE, |record| unsafe {
             record.write(UserChargeRecord {
                 header: header(KIND_USER_CHARGE, size_of::<UserChargeRecord>()),
                 cgroup_id,
@@ -125,7 +125,7 @@ pub fn user_charged(memcg: u64, pages: u32, gfp: u32, result: i32) {
 
 /// A `memory.stat` item moved by `pages`; `items` says which items count in pages, by slot.
 #[inline(always)]
-pub fn state_changed(cgroup_id: u64, item: i32, pages: i32, lruvec: bool) {
+pub fn state_changed(ctx: Context, cgroup_id: u64, item: i32, pages: i32, lruvec: bool) {
     let mut group = 0;
     while group < 4 {
         let mut i = 0;
@@ -143,7 +143,7 @@ pub fn state_changed(cgroup_id: u64, item: i32, pages: i32, lruvec: bool) {
         group += 1;
     }
     if config!(stream_state) == 1 && !switched(SWITCH_NO_STREAM) {
-        send::<StateRecord>(ROLE_STATE, |record| unsafe {
+        send::<StateRecord>(ctx, ROLE_STATE, |record| unsafe {
             record.write(StateRecord {
                 header: header(KIND_STATE, size_of::<StateRecord>()),
                 cgroup_id,

@@ -3,11 +3,12 @@
 //! [`record`] is what is streamed over the ring buffer (and kept in recorded files), [`totals`]
 //! and [`sums`] what the programs add up in maps, [`config`] the constants that userspace fills in
 //! before the programs are loaded, [`selfcheck`] and [`words`] what programs answer that are run on
-//! request. Everything is `#[repr(C)]`, without unnamed padding, in the byte order of
-//! the machine. No behaviour lives here.
+//! request, [`handed`] what one of them hands out. Everything is `#[repr(C)]`, without unnamed padding,
+//! in the byte order of the machine. No behaviour lives here.
 #![no_std]
 
 pub mod config;
+pub mod handed;
 pub mod record;
 pub mod selfcheck;
 pub mod sums;

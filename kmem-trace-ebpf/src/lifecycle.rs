@@ -1,6 +1,5 @@
 //! Cgroups that come and go, and tasks that move between them.
 
-use aya_ebpf::helpers::generated::bpf_probe_read_kernel_str;
 use kmem_trace_ebpf::{
     config::ABSENT,
     record::{CgroupRecord, KIND_CGROUP, OP_RELEASE, PATH_LEN},
@@ -8,8 +7,8 @@ use kmem_trace_ebpf::{
 };
 
 use crate::{
-    maps::{CGROUPS, PLACES, header, send},
-    read::config,
+    maps::{CGROUPS, Context, PLACES, header, send},
+    read::{config, read_kernel_str},
 };
 
 /// The fields of one `cgroup:*` tracepoint's record.
@@ -25,7 +24,7 @@ pub struct Fields {
 
 /// A `cgroup:*` tracepoint fired.
 #[inline(always)]
-pub fn cgroup_event(op: u8, fields: &Fields) {
+pub fn cgroup_event(ctx: Context, op: u8, fields: &Fields) {
     let wanted = config!(hierarchy_id);
     if wanted != ABSENT && wanted != fields.hierarchy {
         return;
@@ -34,7 +33,7 @@ pub fn cgroup_event(op: u8, fields: &Fields) {
     if op == OP_RELEASE && wanted != ABSENT {
         let_go(fields.cgroup_id);
     }
-    send::<CgroupRecord>(ROLE_CGROUP, |record| unsafe {
+    send::<CgroupRecord>(ctx, ROLE_CGROUP, |record| unsafe {
         (&raw mut (*record).header).write(header(KIND_CGROUP, size_of::<CgroupRecord>()));
         (&raw mut (*record).cgroup_id).write(fields.cgroup_id);
         (&raw mut (*record).hierarchy).write(fields.hierarchy);
@@ -46,7 +45,7 @@ pub fn cgroup_event(op: u8, fields: &Fields) {
         path.write([0; PATH_LEN]);
         if config!(can_read) == 1 && fields.path != 0 {
             let text = fields.path as *const _;
-            let _ = bpf_probe_read_kernel_str(path.cast(), PATH_LEN as u32, text);
+            let _ = read_kernel_str(path.cast(), PATH_LEN as u32, text);
         }
     });
 }

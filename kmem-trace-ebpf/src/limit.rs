@@ -1,12 +1,7 @@
 //! Writes to limit files, and changes of the v1 kernel memory limit: what the counters said
 //! before, what was written, what the counters said after.
 
-use aya_ebpf::{
-    bindings::BPF_ANY,
-    helpers::{bpf_get_current_pid_tgid, generated::bpf_probe_read_kernel_str},
-    macros::map,
-    maps::HashMap,
-};
+use aya_ebpf::{bindings::BPF_ANY, helpers::bpf_get_current_pid_tgid, macros::map, maps::HashMap};
 use kmem_trace_ebpf::{
     config::ABSENT,
     record::{
@@ -17,9 +12,9 @@ use kmem_trace_ebpf::{
 };
 
 use crate::{
-    maps::{header, send},
+    maps::{Context, header, send},
     memcg::{cgroup_of, id_of, is_traced},
-    read::{config, member},
+    read::{config, member, read_kernel_str},
 };
 
 /// A write between its entry and its return.
@@ -191,18 +186,18 @@ fn begin(nested: u64, writing: Writing) {
 
 /// The write that this thread began returned `result`.
 #[inline(always)]
-pub fn limit_written(result: i64) {
-    finish(0, SOURCE_FILE, result);
+pub fn limit_written(ctx: Context, result: i64) {
+    finish(ctx, 0, SOURCE_FILE, result);
 }
 
 /// The change of the kernel memory limit that this thread began returned `result`.
 #[inline(always)]
-pub fn kmem_limit_written(result: i64) {
-    finish(NESTED, SOURCE_KMEM, result);
+pub fn kmem_limit_written(ctx: Context, result: i64) {
+    finish(ctx, NESTED, SOURCE_KMEM, result);
 }
 
 #[inline(always)]
-fn finish(nested: u64, source: u32, result: i64) {
+fn finish(ctx: Context, nested: u64, source: u32, result: i64) {
     let key = bpf_get_current_pid_tgid() | nested;
     let Some(found) = WRITING.get_ptr(key) else {
         return;
@@ -211,7 +206,7 @@ fn finish(nested: u64, source: u32, result: i64) {
     let Some(cgroup_id) = id_of(writing.cgroup) else {
         return;
     };
-    send::<LimitRecord>(ROLE_LIMIT, |record| unsafe {
+    send::<LimitRecord>(ctx, ROLE_LIMIT, |record| unsafe {
         (&raw mut (*record).header).write(header(KIND_LIMIT, size_of::<LimitRecord>()));
         (&raw mut (*record).cgroup_id).write(cgroup_id);
         (&raw mut (*record).result).write(result);
@@ -234,14 +229,12 @@ fn finish(nested: u64, source: u32, result: i64) {
         let file = &raw mut (*record).file;
         file.write([0; FILE_LEN]);
         if writing.name != 0 {
-            let _ =
-                bpf_probe_read_kernel_str(file.cast(), FILE_LEN as u32, writing.name as *const _);
+            let _ = read_kernel_str(file.cast(), FILE_LEN as u32, writing.name as *const _);
         }
         let text = &raw mut (*record).text;
         text.write([0; TEXT_LEN]);
         if writing.text != 0 {
-            let _ =
-                bpf_probe_read_kernel_str(text.cast(), TEXT_LEN as u32, writing.text as *const _);
+            let _ = read_kernel_str(text.cast(), TEXT_LEN as u32, writing.text as *const _);
         }
         (&raw mut (*record).text_len).write(writing.text_len as u32);
         (&raw mut (*record).source).write(source);

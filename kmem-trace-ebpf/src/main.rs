@@ -3,6 +3,8 @@
 #![no_std]
 #![no_main]
 #![feature(asm_experimental_arch)]
+// Parts of it serve the programs alone that kernels before 5.8 have no use for.
+#![cfg_attr(feature = "old", allow(dead_code, unused_imports, unused_macros))]
 
 /// The arguments of a limit file's handler; a position that is absent reads as 0.
 macro_rules! handler {
@@ -17,18 +19,27 @@ macro_rules! handler {
     };
 }
 
+#[cfg(not(feature = "old"))]
 mod attribution;
+#[cfg(not(feature = "old"))]
 mod bulk;
+#[cfg(feature = "old")]
+mod hand_out;
 mod ledger;
 mod lifecycle;
 mod limit;
 mod maps;
 mod memcg;
+#[cfg(not(feature = "old"))]
 mod owner;
+#[cfg(not(feature = "old"))]
 mod places;
 mod read;
+#[cfg(not(feature = "old"))]
 mod slab;
+#[cfg(not(feature = "old"))]
 mod stat;
+#[cfg(not(feature = "old"))]
 mod trampolines;
 
 use aya_ebpf::{
@@ -40,6 +51,7 @@ use aya_ebpf::{
         TracePointContext,
     },
 };
+#[cfg(not(feature = "old"))]
 use aya_log_ebpf::debug;
 use kmem_trace_ebpf::{
     config::ABSENT,
@@ -50,21 +62,24 @@ use kmem_trace_ebpf::{
     totals::{LOST_PAGES, LOST_UNREAD, ROLE_CHARGE},
 };
 
+#[cfg(not(feature = "old"))]
 use crate::{
     attribution::{IN_HARDIRQ, IN_SOFTIRQ, interrupt},
+    owner::removed,
+    places::give_back,
+    slab::{Object, slab_event},
+    stat::read_words,
+};
+use crate::{
     ledger::{counter_changed, state_changed, user_charged},
     lifecycle::{Fields, cgroup_event},
     limit::{Handler, kmem_limit_entered, kmem_limit_written, limit_entered, limit_written},
-    maps::{recall, remember, tally},
+    maps::{Context, recall, remember, tally},
     memcg::{check_offsets, memcg_of_task, typed_cgroup_id, typed_id},
-    owner::removed,
-    places::give_back,
     read::{
         argument, config, field_u32, field_u64, member, register_argument, returned, stack_pointer,
         typed,
     },
-    slab::{Object, slab_event},
-    stat::read_words,
 };
 
 /// A kretprobe sees the stack pointer after the return address was popped.
@@ -75,6 +90,7 @@ const RETURN_ADDRESS: u64 = 8;
 #[kprobe]
 pub fn kp_counter_charge(ctx: ProbeContext) -> u32 {
     counter_changed(
+        ctx.regs.cast(),
         register_argument(ctx.regs, 0),
         register_argument(ctx.regs, 1),
         OP_CHARGE,
@@ -85,6 +101,7 @@ pub fn kp_counter_charge(ctx: ProbeContext) -> u32 {
 #[kprobe]
 pub fn kp_counter_uncharge(ctx: ProbeContext) -> u32 {
     counter_changed(
+        ctx.regs.cast(),
         register_argument(ctx.regs, 0),
         register_argument(ctx.regs, 1),
         OP_UNCHARGE,
@@ -106,24 +123,26 @@ pub fn kp_counter_try_charge(ctx: ProbeContext) -> u32 {
 /// On the function's `ret`, where its stack pointer is what it was at entry.
 #[kprobe]
 pub fn kx_counter_try_charge(ctx: ProbeContext) -> u32 {
-    try_charge_returned(stack_pointer(ctx.regs), returned(ctx.regs))
+    try_charge_returned(ctx.regs.cast(), stack_pointer(ctx.regs), returned(ctx.regs))
 }
 
 #[kretprobe]
 pub fn kr_counter_try_charge(ctx: RetProbeContext) -> u32 {
     let regs = ctx.as_ptr().cast_const().cast();
     try_charge_returned(
+        ctx.as_ptr(),
         stack_pointer(regs).wrapping_sub(RETURN_ADDRESS),
         returned(regs),
     )
 }
 
 #[inline(always)]
-fn try_charge_returned(at_entry: u64, result: u64) -> u32 {
+fn try_charge_returned(ctx: Context, at_entry: u64, result: u64) -> u32 {
     if let Some([counter, pages, _]) = recall(at_entry) {
         // `bool`: only the low byte of the register is defined.
         let charged = result & 0xff != 0;
         counter_changed(
+            ctx,
             counter,
             pages,
             if charged { OP_TRY_CHARGE } else { OP_REFUSED },
@@ -148,22 +167,23 @@ pub fn kp_user_charge(ctx: ProbeContext) -> u32 {
 
 #[kprobe]
 pub fn kx_user_charge(ctx: ProbeContext) -> u32 {
-    probed_user_charge_returned(stack_pointer(ctx.regs), returned(ctx.regs))
+    probed_user_charge_returned(ctx.regs.cast(), stack_pointer(ctx.regs), returned(ctx.regs))
 }
 
 #[kretprobe]
 pub fn kr_user_charge(ctx: RetProbeContext) -> u32 {
     let regs = ctx.as_ptr().cast_const().cast();
     probed_user_charge_returned(
+        ctx.as_ptr(),
         stack_pointer(regs).wrapping_sub(RETURN_ADDRESS),
         returned(regs),
     )
 }
 
 #[inline(always)]
-fn probed_user_charge_returned(at_entry: u64, result: u64) -> u32 {
+fn probed_user_charge_returned(ctx: Context, at_entry: u64, result: u64) -> u32 {
     if let Some([memcg, amount, asked]) = recall(at_entry) {
-        user_charge_returned(memcg, asked, amount, amount >> 32, result);
+        user_charge_returned(ctx, memcg, asked, amount, amount >> 32, result);
     }
     0
 }
@@ -191,7 +211,10 @@ pub fn kp_limit_write(ctx: ProbeContext) -> u32 {
 #[kretprobe]
 pub fn kr_limit_write(ctx: RetProbeContext) -> u32 {
     // A byte count or an errno: the lower half has it all, and `int` handlers define no more.
-    limit_written(i64::from(returned(ctx.as_ptr().cast_const().cast()) as i32));
+    limit_written(
+        ctx.as_ptr(),
+        i64::from(returned(ctx.as_ptr().cast_const().cast()) as i32),
+    );
     0
 }
 
@@ -207,18 +230,21 @@ pub fn kp_limit_kmem(ctx: ProbeContext) -> u32 {
 #[kretprobe]
 pub fn kr_limit_kmem(ctx: RetProbeContext) -> u32 {
     // `int`: the upper half of the register is not defined.
-    kmem_limit_written(i64::from(returned(ctx.as_ptr().cast_const().cast()) as i32));
+    kmem_limit_written(
+        ctx.as_ptr(),
+        i64::from(returned(ctx.as_ptr().cast_const().cast()) as i32),
+    );
     0
 }
 
 #[inline(always)]
-fn user_charge_returned(memcg: u64, asked: u64, pages: u64, gfp: u64, result: u64) {
+fn user_charge_returned(ctx: Context, memcg: u64, asked: u64, pages: u64, gfp: u64, result: u64) {
     let mut charged = asked;
     // Where it refuses, 3.10 hands out nothing, or the root instead of who it was for.
     if config!(user_charge_memcg_is_out) == 1 && result as i32 == 0 {
         charged = member(memcg, 0).unwrap_or(asked);
     }
-    user_charged(charged, pages as u32, gfp as u32, result as i32);
+    user_charged(ctx, charged, pages as u32, gfp as u32, result as i32);
 }
 
 // --- the offsets, checked ----------------------------------------------------------------------
@@ -235,6 +261,7 @@ pub extern "C" fn rt_check_offsets(_ctx: *mut core::ffi::c_void) -> u32 {
 
 /// Attached to nothing and run as [`rt_check_offsets`] is; its arguments are those of
 /// [`read_words`].
+#[cfg(not(feature = "old"))]
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "raw_tracepoint")]
 pub extern "C" fn rt_read_words(ctx: *mut core::ffi::c_void) -> u32 {
@@ -252,6 +279,7 @@ pub extern "C" fn rt_read_words(ctx: *mut core::ffi::c_void) -> u32 {
 
 /// Attached to nothing and run as [`rt_check_offsets`] is; its arguments are those of
 /// [`give_back`].
+#[cfg(not(feature = "old"))]
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "raw_tracepoint")]
 pub extern "C" fn rt_give_back(ctx: *mut core::ffi::c_void) -> u32 {
@@ -267,8 +295,10 @@ pub extern "C" fn rt_give_back(ctx: *mut core::ffi::c_void) -> u32 {
 
 #[tracepoint]
 pub fn tp_memcg_state(ctx: TracePointContext) -> u32 {
-    let ctx = ctx.as_ptr().cast_const().cast();
+    let context = ctx.as_ptr();
+    let ctx = context.cast_const().cast();
     state_changed(
+        context,
         field_u64(ctx, config!(memcg_state_id)),
         field_u32(ctx, config!(memcg_state_item)) as i32,
         field_u32(ctx, config!(memcg_state_val)) as i32,
@@ -279,8 +309,10 @@ pub fn tp_memcg_state(ctx: TracePointContext) -> u32 {
 
 #[tracepoint]
 pub fn tp_memcg_lruvec_state(ctx: TracePointContext) -> u32 {
-    let ctx = ctx.as_ptr().cast_const().cast();
+    let context = ctx.as_ptr();
+    let ctx = context.cast_const().cast();
     state_changed(
+        context,
         field_u64(ctx, config!(memcg_lruvec_id)),
         field_u32(ctx, config!(memcg_lruvec_item)) as i32,
         field_u32(ctx, config!(memcg_lruvec_val)) as i32,
@@ -310,7 +342,8 @@ fn cgroup_tracepoint(ctx: TracePointContext, op: u8) -> u32 {
         path: text_at(record, field_u32(record, config!(cgroup_path))),
         task: 0,
     };
-    cgroup_event(op, &fields);
+    cgroup_event(ctx.as_ptr(), op, &fields);
+    #[cfg(not(feature = "old"))]
     debug!(
         &ctx,
         "cgroup {} of hierarchy {}: event {}", fields.cgroup_id, fields.hierarchy, op
@@ -340,7 +373,8 @@ pub fn tp_cgroup_rename(ctx: TracePointContext) -> u32 {
 
 #[tracepoint]
 pub fn tp_cgroup_attach_task(ctx: TracePointContext) -> u32 {
-    let ctx = ctx.as_ptr().cast_const().cast();
+    let context = ctx.as_ptr();
+    let ctx = context.cast_const().cast();
     let fields = Fields {
         hierarchy: field_u32(ctx, config!(attach_root)),
         level: field_u32(ctx, config!(attach_lvl)),
@@ -348,7 +382,7 @@ pub fn tp_cgroup_attach_task(ctx: TracePointContext) -> u32 {
         path: text_at(ctx, field_u32(ctx, config!(attach_path))),
         task: field_u32(ctx, config!(attach_pid)),
     };
-    cgroup_event(OP_ATTACH, &fields);
+    cgroup_event(context, OP_ATTACH, &fields);
     0
 }
 
@@ -358,15 +392,17 @@ pub fn tp_cgroup_attach_task(ctx: TracePointContext) -> u32 {
 fn typed_state(ctx: BtfTracePointContext, lruvec: bool) -> i32 {
     let memcg: *const u8 = ctx.arg(0);
     let (item, pages) = (ctx.arg::<i32>(1), ctx.arg::<i32>(2));
-    state_changed(typed_id(memcg), item, pages, lruvec);
+    state_changed(ctx.as_ptr(), typed_id(memcg), item, pages, lruvec);
     0
 }
 
+#[cfg(not(feature = "old"))]
 #[btf_tracepoint]
 pub fn tb_memcg_state(ctx: BtfTracePointContext) -> i32 {
     typed_state(ctx, false)
 }
 
+#[cfg(not(feature = "old"))]
 #[btf_tracepoint]
 pub fn tb_memcg_lruvec_state(ctx: BtfTracePointContext) -> i32 {
     typed_state(ctx, true)
@@ -388,15 +424,17 @@ fn typed_cgroup(ctx: BtfTracePointContext, op: u8) -> i32 {
         path: ctx.arg(1),
         task,
     };
-    cgroup_event(op, &fields);
+    cgroup_event(ctx.as_ptr(), op, &fields);
     0
 }
 
+#[cfg(not(feature = "old"))]
 #[btf_tracepoint]
 pub fn tb_cgroup_mkdir(ctx: BtfTracePointContext) -> i32 {
     typed_cgroup(ctx, OP_MKDIR)
 }
 
+#[cfg(not(feature = "old"))]
 #[btf_tracepoint]
 pub fn tb_cgroup_rmdir(ctx: BtfTracePointContext) -> i32 {
     if config!(attribute_slab) == 1 && config!(can_read) == 1 {
@@ -406,16 +444,19 @@ pub fn tb_cgroup_rmdir(ctx: BtfTracePointContext) -> i32 {
     typed_cgroup(ctx, OP_RMDIR)
 }
 
+#[cfg(not(feature = "old"))]
 #[btf_tracepoint]
 pub fn tb_cgroup_release(ctx: BtfTracePointContext) -> i32 {
     typed_cgroup(ctx, OP_RELEASE)
 }
 
+#[cfg(not(feature = "old"))]
 #[btf_tracepoint]
 pub fn tb_cgroup_rename(ctx: BtfTracePointContext) -> i32 {
     typed_cgroup(ctx, OP_RENAME)
 }
 
+#[cfg(not(feature = "old"))]
 #[btf_tracepoint]
 pub fn tb_cgroup_attach_task(ctx: BtfTracePointContext) -> i32 {
     typed_cgroup(ctx, OP_ATTACH)
@@ -474,6 +515,7 @@ macro_rules! slab_arguments {
         0
     }};
 }
+#[cfg(not(feature = "old"))]
 slab_programs! {
     tp_cache_alloc rt_cache_alloc tb_cache_alloc = OP_ALLOC, cache_alloc;
     tp_kmalloc rt_kmalloc tb_kmalloc = OP_ALLOC, kmalloc;
@@ -483,24 +525,28 @@ slab_programs! {
 
 // --- context: softirqs and hardirq handlers ---------------------------------------------------
 
+#[cfg(not(feature = "old"))]
 #[raw_tracepoint]
 pub fn rt_softirq_entry(_: RawTracePointContext) -> i32 {
     interrupt(IN_SOFTIRQ, 1);
     0
 }
 
+#[cfg(not(feature = "old"))]
 #[raw_tracepoint]
 pub fn rt_softirq_exit(_: RawTracePointContext) -> i32 {
     interrupt(IN_SOFTIRQ, -1);
     0
 }
 
+#[cfg(not(feature = "old"))]
 #[raw_tracepoint]
 pub fn rt_hardirq_entry(_: RawTracePointContext) -> i32 {
     interrupt(IN_HARDIRQ, 1);
     0
 }
 
+#[cfg(not(feature = "old"))]
 #[raw_tracepoint]
 pub fn rt_hardirq_exit(_: RawTracePointContext) -> i32 {
     interrupt(IN_HARDIRQ, -1);

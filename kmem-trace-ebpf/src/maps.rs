@@ -1,16 +1,30 @@
 //! The maps, and the few operations on them that every program shares.
 
+use core::ffi::c_void;
+
+#[cfg(feature = "old")]
 use aya_ebpf::{
-    bindings::{
-        BPF_ANY, BPF_F_MMAPABLE, BPF_NOEXIST, BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP,
-        BPF_RB_NO_WAKEUP, BPF_RB_RING_SIZE,
-    },
+    bindings::BPF_F_CURRENT_CPU,
+    helpers::bpf_perf_event_output,
+    maps::{PerCpuArray, PerfEventByteArray},
+};
+use aya_ebpf::{
+    bindings::{BPF_ANY, BPF_NOEXIST},
     helpers::{
         bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_smp_processor_id, bpf_ktime_get_ns,
     },
     macros::map,
-    maps::{Array, HashMap, RingBuf, Stack},
+    maps::{Array, HashMap, Stack},
 };
+#[cfg(not(feature = "old"))]
+use aya_ebpf::{
+    bindings::{
+        BPF_F_MMAPABLE, BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP, BPF_RB_RING_SIZE,
+    },
+    maps::RingBuf,
+};
+#[cfg(feature = "old")]
+use kmem_trace_ebpf::record::LARGEST_RECORD;
 use kmem_trace_ebpf::{
     record::Header,
     totals::{LOST_RING, Place, SWITCHES as SWITCH_COUNT, TALLIES, Totals},
@@ -18,11 +32,21 @@ use kmem_trace_ebpf::{
 
 use crate::read::config;
 
+#[cfg(not(feature = "old"))]
 const EBUSY: i32 = -16;
 /// What the kernel puts before each record of a ring (`BPF_RINGBUF_HDR_SZ`), in bytes.
+#[cfg(not(feature = "old"))]
 const RECORD_HEADER: usize = 8;
 /// How often a program in an NMI asks again for what another CPU holds.
 const ATTEMPTS: u32 = 8;
+/// Arrays that userspace maps; before 5.5 there are none, and a program hands their elements out.
+#[cfg(not(feature = "old"))]
+const READ_IN_PLACE: u32 = BPF_F_MMAPABLE;
+#[cfg(feature = "old")]
+const READ_IN_PLACE: u32 = 0;
+
+/// A program's context, which the perf buffer's helper asks for.
+pub type Context = *mut c_void;
 
 /// cgroup id → its place in [`CGROUPS`] and [`TOTALS`]. Sized by userspace.
 #[map]
@@ -38,27 +62,40 @@ pub static FREE: Stack<u32> = Stack::with_max_entries(16384, 0);
 
 /// Place → whose it is.
 #[map]
-pub static CGROUPS: Array<Place> = Array::with_max_entries(16384, BPF_F_MMAPABLE);
+pub static CGROUPS: Array<Place> = Array::with_max_entries(16384, READ_IN_PLACE);
 
 /// Place, a copy for each CPU → what the cgroup's own counters were charged.
 #[map]
-pub static TOTALS: Array<Totals> = Array::with_max_entries(16384, BPF_F_MMAPABLE);
+pub static TOTALS: Array<Totals> = Array::with_max_entries(16384, READ_IN_PLACE);
 
 /// What was lost, by kind; a copy for each CPU.
 #[map]
-pub static TALLY: Array<u64> = Array::with_max_entries(TALLIES, BPF_F_MMAPABLE);
+pub static TALLY: Array<u64> = Array::with_max_entries(TALLIES, READ_IN_PLACE);
 
 /// Turned by userspace while the programs run; looked at only where it said that it might.
 #[map]
 pub static SWITCHES: Array<u32> = Array::with_max_entries(SWITCH_COUNT, 0);
 
 /// The stream. Sized by userspace.
+#[cfg(not(feature = "old"))]
 #[map]
 pub static RING: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
 
 /// For records that found the stream's ring busy with another CPU.
+#[cfg(not(feature = "old"))]
 #[map]
 pub static SPARE: RingBuf = RingBuf::with_byte_size(1 << 18, 0);
+
+/// The stream where there are no rings: a buffer for each CPU, opened by userspace.
+#[cfg(feature = "old")]
+#[map]
+pub static BUFFERS: PerfEventByteArray = PerfEventByteArray::new(0);
+
+/// The record that is being written. The kernel runs no kprobe or classic tracepoint program while
+/// another is under way on its CPU, and there are no others here.
+#[cfg(feature = "old")]
+#[map]
+static WRITTEN: PerCpuArray<[u64; LARGEST_RECORD / 8]> = PerCpuArray::with_max_entries(1, 0);
 
 /// The arguments of a call between its entry and its return.
 #[repr(C)]
@@ -74,11 +111,13 @@ pub static PENDING: HashMap<u64, Pending> = HashMap::with_max_entries(4096, 0);
 
 /// Calls that a fentry program saw begin, by the address of their arguments on the stack: no two
 /// calls under way share it.
+#[cfg(not(feature = "old"))]
 #[map]
 pub static UNDER_WAY: HashMap<u64, u32> = HashMap::with_max_entries(4096, 0);
 
 /// The same for a call that began in an interrupt while [`UNDER_WAY`] was being changed on its CPU:
 /// before 6.2 a hash map refuses that with EBUSY.
+#[cfg(not(feature = "old"))]
 #[map]
 pub static UNDER_WAY_MEANWHILE: HashMap<u64, u32> = HashMap::with_max_entries(256, 0);
 
@@ -165,6 +204,7 @@ pub unsafe fn add(place: *mut u64, amount: u64) {
 
 /// A call begins. Idempotent, for there are two programs for each function: the kernel skips a
 /// program that interrupts itself (`bpf_prog_enter`), and then the other one runs.
+#[cfg(not(feature = "old"))]
 #[inline(always)]
 pub fn begin(call: u64) {
     if unsafe { UNDER_WAY.get(call) }.is_some() {
@@ -176,6 +216,7 @@ pub fn begin(call: u64) {
 }
 
 /// A call ends: `true` for one of the programs that see it end, whichever is first.
+#[cfg(not(feature = "old"))]
 #[inline(always)]
 pub fn end(call: u64) -> bool {
     match UNDER_WAY.remove(call) {
@@ -220,8 +261,9 @@ pub fn header(kind: u16, len: usize) -> Header {
 }
 
 /// Sends one record, whose fields `fill` writes; a full ring is counted, for its role.
+#[cfg(not(feature = "old"))]
 #[inline(always)]
-pub fn send<T: 'static>(role: u32, fill: impl FnOnce(*mut T)) {
+pub fn send<T: 'static>(_ctx: Context, role: u32, fill: impl FnOnce(*mut T)) {
     let mut entry = match RING.reserve::<T>(0) {
         Some(entry) => entry,
         None => {
@@ -248,4 +290,27 @@ pub fn send<T: 'static>(role: u32, fill: impl FnOnce(*mut T)) {
         BPF_RB_NO_WAKEUP
     };
     entry.submit(u64::from(flags));
+}
+
+/// The same by way of this CPU's perf buffer; a full one is counted as far as the kernel says so.
+#[cfg(feature = "old")]
+#[inline(always)]
+pub fn send<T: 'static>(ctx: Context, role: u32, fill: impl FnOnce(*mut T)) {
+    const { assert!(size_of::<T>() <= LARGEST_RECORD) };
+    let Some(record) = WRITTEN.get_ptr_mut(0) else {
+        return;
+    };
+    fill(record.cast());
+    let sent = unsafe {
+        bpf_perf_event_output(
+            ctx,
+            (&raw const BUFFERS).cast_mut().cast(),
+            BPF_F_CURRENT_CPU,
+            record.cast(),
+            size_of::<T>() as u64,
+        )
+    };
+    if sent != 0 {
+        tally(LOST_RING + role, 1);
+    }
 }

@@ -27,12 +27,31 @@ pub fn owner(counter: u64) -> Option<(usize, u64)> {
         if offset != ABSENT {
             let memcg = counter.wrapping_sub(u64::from(offset));
             if member::<u64>(memcg, config!(memcg_css_ss)) == Some(subsys) {
-                return Some((slot, memcg));
+                return Some((unfollowed(slot), memcg));
             }
         }
         slot += 1;
     }
     None
+}
+
+/// The same number, of which the verifier does not know which it is: of all that comes after
+/// [`owner`], one look is enough then. Kernels that read CONFIG look once anyway.
+#[inline(always)]
+fn unfollowed(slot: usize) -> usize {
+    #[cfg(feature = "old")]
+    {
+        #[unsafe(link_section = ".data")]
+        static NUMBERS: [usize; COUNTERS] = [0, 1, 2, 3];
+        unsafe {
+            (&raw const NUMBERS)
+                .cast::<usize>()
+                .add(slot)
+                .read_volatile()
+        }
+    }
+    #[cfg(not(feature = "old"))]
+    slot
 }
 
 /// The memory cgroup of a task: `task->cgroups->subsys[memory_cgrp_id]`, less the place of `css`.

@@ -2,11 +2,24 @@
 
 use core::arch::asm;
 
-use aya_ebpf::{bindings::pt_regs, helpers::bpf_probe_read_kernel};
+use aya_ebpf::bindings::pt_regs;
+/// The helper that reads kernel memory; before 5.5 there is one for all memory.
+#[cfg(feature = "old")]
+pub use aya_ebpf::helpers::{
+    bpf_probe_read as read_kernel, generated::bpf_probe_read_str as read_kernel_str,
+};
+#[cfg(not(feature = "old"))]
+pub use aya_ebpf::helpers::{
+    bpf_probe_read_kernel as read_kernel, generated::bpf_probe_read_kernel_str as read_kernel_str,
+};
 use kmem_trace_ebpf::config::{ABSENT, Config};
 
 /// Filled in by userspace before loading; volatile reads keep the compiler from folding the
 /// values it has at compile time.
+///
+/// Before 5.5 the verifier does not look into read-only data. The object for such kernels keeps this
+/// where no verifier looks, so that one that accepts it on a newer kernel was not helped.
+#[cfg_attr(feature = "old", unsafe(link_section = ".data"))]
 #[unsafe(no_mangle)]
 pub static CONFIG: Config = Config::UNSET;
 
@@ -28,7 +41,7 @@ pub fn member<T>(base: u64, offset: u32) -> Option<T> {
         return None;
     }
     let address = base.wrapping_add(u64::from(offset)) as *const T;
-    unsafe { bpf_probe_read_kernel(address) }.ok()
+    unsafe { read_kernel(address) }.ok()
 }
 
 /// A function of the kernel (`bpf_rdonly_cast`) by a number that no helper has: userspace puts the
@@ -166,6 +179,24 @@ pub fn stack_pointer(regs: *const pt_regs) -> u64 {
 }
 
 /// An 8-byte field of a tracepoint's record, at an offset that its `format` file gave.
+///
+/// Where the verifier does not know the offset, it takes every load of the other variant to be
+/// possible, some of them beyond the record's end (EACCES on attaching).
+#[cfg(feature = "old")]
+#[inline(always)]
+pub fn field_u64(context: *const u8, offset: u32) -> u64 {
+    member(context as u64, offset).unwrap_or(0)
+}
+
+/// A 4-byte field of a tracepoint's record.
+#[cfg(feature = "old")]
+#[inline(always)]
+pub fn field_u32(context: *const u8, offset: u32) -> u32 {
+    member(context as u64, offset).unwrap_or(0)
+}
+
+/// An 8-byte field of a tracepoint's record, at an offset that its `format` file gave.
+#[cfg(not(feature = "old"))]
 #[inline(always)]
 pub fn field_u64(context: *const u8, offset: u32) -> u64 {
     match offset {
@@ -182,6 +213,7 @@ pub fn field_u64(context: *const u8, offset: u32) -> u64 {
 }
 
 /// A 4-byte field of a tracepoint's record.
+#[cfg(not(feature = "old"))]
 #[inline(always)]
 pub fn field_u32(context: *const u8, offset: u32) -> u32 {
     match offset {

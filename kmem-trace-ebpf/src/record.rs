@@ -274,6 +274,10 @@ pub struct CgroupRecord {
     pub path: [u8; PATH_LEN],
 }
 
+/// Bytes of the largest record.
+pub const LARGEST_RECORD: usize = size_of::<LimitRecord>();
+
+const _: () = assert!(size_of::<CgroupRecord>() <= LARGEST_RECORD);
 const _: () = assert!(size_of::<Header>() == 40);
 const _: () = assert!(size_of::<CounterRecord>() == 64);
 const _: () = assert!(size_of::<UserChargeRecord>() == 64);

@@ -1,6 +1,7 @@
 //! Slab objects: each attributed, and single events on request.
 
-use aya_ebpf::helpers::generated::bpf_probe_read_kernel_str;
+use core::ptr;
+
 use kmem_trace_ebpf::{
     record::{CACHE_LEN, KIND_SLAB, OP_ALLOC, SlabRecord},
     totals::{ROLE_SLAB_ALLOC, ROLE_SLAB_FREE, SWITCH_NO_STREAM},
@@ -9,7 +10,7 @@ use kmem_trace_ebpf::{
 use crate::{
     attribution::moved,
     maps::{header, send, switched},
-    read::{config, member},
+    read::{config, member, read_kernel_str},
 };
 
 /// What a slab tracepoint says of an object.
@@ -46,7 +47,8 @@ pub fn slab_event(object: Object) {
     } else {
         ROLE_SLAB_FREE
     };
-    send::<SlabRecord>(role, |record| unsafe {
+    // A ring asks for no context, and there are only rings where slab is followed.
+    send::<SlabRecord>(ptr::null_mut(), role, |record| unsafe {
         (&raw mut (*record).header).write(header(KIND_SLAB, size_of::<SlabRecord>()));
         (&raw mut (*record).cgroup_id).write(0);
         (&raw mut (*record).object).write(object.address);
@@ -62,7 +64,7 @@ pub fn slab_event(object: Object) {
         if config!(can_read) == 1 {
             let text = member::<u64>(object.cache, config!(kmem_cache_name)).unwrap_or(0);
             if text != 0 {
-                let _ = bpf_probe_read_kernel_str(name.cast(), CACHE_LEN as u32, text as *const _);
+                let _ = read_kernel_str(name.cast(), CACHE_LEN as u32, text as *const _);
             }
         }
     });

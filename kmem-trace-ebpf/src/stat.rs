@@ -1,13 +1,13 @@
 //! A memory cgroup's own counters (`memory.stat` items), read on request: no hook, no record, one
 //! run in the tracer's own context, which holds the cgroup's directory open.
 
-use aya_ebpf::{helpers::bpf_probe_read_kernel, macros::map, maps::Array};
+use aya_ebpf::{macros::map, maps::Array};
 use kmem_trace_ebpf::words::{
     FROM_ADDRESS, FROM_STATE, Members, NO_DIRECTORY, NO_MEMCG, OTHER_DIRECTORY, OTHER_MEMCG, READ,
     UNREADABLE, WORDS,
 };
 
-use crate::read::{config, member};
+use crate::read::{config, member, read_kernel};
 
 /// Filled in by userspace before loading, as `CONFIG` is.
 #[unsafe(no_mangle)]
@@ -51,7 +51,7 @@ pub fn read_words(task: u64, fd: u64, cgroup_id: u64, from: u64, count: u64) -> 
         };
         unsafe {
             let address = base.wrapping_add(*word) as *const u64;
-            match bpf_probe_read_kernel(address) {
+            match read_kernel(address) {
                 Ok(found) => *word = found,
                 Err(_) => return UNREADABLE,
             }

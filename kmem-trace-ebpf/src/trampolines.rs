@@ -42,7 +42,12 @@ macro_rules! counter_pairs {
             let ctx: *const u8 = ctx.as_ptr().cast_const().cast();
             if end(ctx as u64) {
                 tally(CALLS_COUNTED, 1);
-                counter_changed(argument(ctx, 0), argument(ctx, 1), $op(ctx));
+                counter_changed(
+                    ctx.cast_mut().cast(),
+                    argument(ctx, 0),
+                    argument(ctx, 1),
+                    $op(ctx),
+                );
             }
             0
         }
@@ -82,30 +87,46 @@ counter_pairs! {
 
 #[fentry]
 pub fn fe_counter_charge(ctx: FEntryContext) -> i32 {
-    let ctx = ctx.as_ptr().cast_const().cast();
-    counter_changed(argument(ctx, 0), argument(ctx, 1), OP_CHARGE);
+    let ctx: *const u8 = ctx.as_ptr().cast_const().cast();
+    counter_changed(
+        ctx.cast_mut().cast(),
+        argument(ctx, 0),
+        argument(ctx, 1),
+        OP_CHARGE,
+    );
     0
 }
 
 #[fentry]
 pub fn fe_counter_uncharge(ctx: FEntryContext) -> i32 {
-    let ctx = ctx.as_ptr().cast_const().cast();
-    counter_changed(argument(ctx, 0), argument(ctx, 1), OP_UNCHARGE);
+    let ctx: *const u8 = ctx.as_ptr().cast_const().cast();
+    counter_changed(
+        ctx.cast_mut().cast(),
+        argument(ctx, 0),
+        argument(ctx, 1),
+        OP_UNCHARGE,
+    );
     0
 }
 
 #[fexit]
 pub fn fx_counter_try_charge(ctx: FExitContext) -> i32 {
-    let ctx = ctx.as_ptr().cast_const().cast();
-    counter_changed(argument(ctx, 0), argument(ctx, 1), tried(ctx));
+    let ctx: *const u8 = ctx.as_ptr().cast_const().cast();
+    counter_changed(
+        ctx.cast_mut().cast(),
+        argument(ctx, 0),
+        argument(ctx, 1),
+        tried(ctx),
+    );
     0
 }
 
 #[fexit]
 pub fn fx_user_charge(ctx: FExitContext) -> i32 {
-    let ctx = ctx.as_ptr().cast_const().cast();
+    let ctx: *const u8 = ctx.as_ptr().cast_const().cast();
     let memcg = argument(ctx, config!(user_charge_memcg));
     user_charge_returned(
+        ctx.cast_mut().cast(),
         memcg,
         asked(memcg, argument(ctx, config!(user_charge_mm))),
         argument(ctx, config!(user_charge_pages)),
@@ -153,10 +174,11 @@ pub fn fe_limit_kmem(ctx: FEntryContext) -> i32 {
 
 #[fexit]
 pub fn fx_limit_kmem(ctx: FExitContext) -> i32 {
-    let ctx = ctx.as_ptr().cast_const().cast();
-    kmem_limit_written(i64::from(
-        argument(ctx, config!(kmem_limit_args.count)) as i32
-    ));
+    let ctx: *const u8 = ctx.as_ptr().cast_const().cast();
+    kmem_limit_written(
+        ctx.cast_mut().cast(),
+        i64::from(argument(ctx, config!(kmem_limit_args.count)) as i32),
+    );
     0
 }
 
@@ -172,8 +194,11 @@ macro_rules! limit_handlers {
 
         #[fexit]
         pub fn $exit(ctx: FExitContext) -> i32 {
-            let ctx = ctx.as_ptr().cast_const().cast();
-            limit_written(i64::from(argument(ctx, config!(limit_args.count)) as i32));
+            let ctx: *const u8 = ctx.as_ptr().cast_const().cast();
+            limit_written(
+                ctx.cast_mut().cast(),
+                i64::from(argument(ctx, config!(limit_args.count)) as i32),
+            );
             0
         }
     )* };

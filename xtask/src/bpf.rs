@@ -18,8 +18,24 @@ pub const RUST: &str = "1.95.0";
 /// The same holds for the linker.
 pub const LINKER: &str = "0.13.0";
 
-/// Where the object is committed, below the root of the repository.
-const OBJECT: &str = "kmem-trace/src/bpf/kmem-trace.bpf.o";
+/// An object, and where it is committed, below the root of the repository.
+struct Object {
+    path: &'static str,
+    /// Of kmem-trace-ebpf.
+    feature: &'static str,
+}
+
+const OBJECTS: [Object; 2] = [
+    Object {
+        path: "kmem-trace/src/bpf/kmem-trace.bpf.o",
+        feature: "bpf",
+    },
+    // For kernels before 5.8.
+    Object {
+        path: "kmem-trace/src/bpf/kmem-trace-old.bpf.o",
+        feature: "old",
+    },
+];
 const TARGET: &str = "bpfel-unknown-none";
 
 #[derive(Args)]
@@ -30,46 +46,48 @@ pub struct Arguments {
 }
 
 pub fn main(arguments: &Arguments) -> Result<ExitCode> {
-    let built = build()?;
-    let committed = workspace::root().join(OBJECT);
-    if arguments.check {
-        let is_fresh = match fs::read(&committed) {
-            Ok(bytes) => bytes == built,
-            Err(_) => false,
-        };
-        if !is_fresh {
-            bail!("{OBJECT} is stale: run `cargo xtask bpf` and commit it");
-        }
-        println!("{OBJECT} is what its sources give ({} bytes)", built.len());
-        return Ok(ExitCode::SUCCESS);
-    }
-    if let Some(folder) = committed.parent() {
-        fs::create_dir_all(folder)?;
-    }
-    fs::write(&committed, &built)
-        .with_context(|| format!("cannot write {}", committed.display()))?;
-    println!("{OBJECT}: {} bytes", built.len());
-    Ok(ExitCode::SUCCESS)
-}
-
-/// Builds the object and returns its bytes.
-fn build() -> Result<Vec<u8>> {
     check_compiler()?;
     let linker = linker()?;
     let library = rust_src::library()?;
     let sysroot = Sysroot::make(&library)?;
+    for Object { path, feature } in OBJECTS {
+        let built = build(feature, &linker, &library, &sysroot)?;
+        let committed = workspace::root().join(path);
+        if arguments.check {
+            let is_fresh = match fs::read(&committed) {
+                Ok(bytes) => bytes == built,
+                Err(_) => false,
+            };
+            if !is_fresh {
+                bail!("{path} is stale: run `cargo xtask bpf` and commit it");
+            }
+            println!("{path} is what its sources give ({} bytes)", built.len());
+            continue;
+        }
+        if let Some(folder) = committed.parent() {
+            fs::create_dir_all(folder)?;
+        }
+        fs::write(&committed, &built)
+            .with_context(|| format!("cannot write {}", committed.display()))?;
+        println!("{path}: {} bytes", built.len());
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Builds one object and returns its bytes.
+fn build(feature: &str, linker: &Path, library: &Path, sysroot: &Sysroot) -> Result<Vec<u8>> {
     let folder = workspace::target().join("bpf");
     let status = workspace::cargo()
         .args(["build", "--quiet", "--release", "-Z", "build-std=core"])
         .args(["--target", TARGET, "--package", "kmem-trace-ebpf"])
-        .args(["--features", "bpf", "--bin", "kmem-trace-bpf"])
+        .args(["--features", feature, "--bin", "kmem-trace-bpf"])
         .arg("--target-dir")
         .arg(&folder)
         // -Z build-std is not stable; nothing else of what we use is behind it.
         .env("RUSTC_BOOTSTRAP", "1")
         .env("RUSTC", &sysroot.compiler)
-        .env("CARGO_ENCODED_RUSTFLAGS", flags(&sysroot, &folder)?)
-        .env("PATH", path_with(&linker)?)
+        .env("CARGO_ENCODED_RUSTFLAGS", flags(sysroot, &folder)?)
+        .env("PATH", path_with(linker)?)
         // Flags and wrappers that the calling cargo or the user has set are not for this build.
         .env_remove("RUSTFLAGS")
         .env_remove("RUSTC_WRAPPER")
@@ -97,7 +115,7 @@ fn build() -> Result<Vec<u8>> {
             );
         }
     }
-    if let Some(path) = machine_path(&object, &machine_folders(&library)) {
+    if let Some(path) = machine_path(&object, &machine_folders(library)) {
         bail!("the object contains a path of this machine: {path}");
     }
     Ok(object)

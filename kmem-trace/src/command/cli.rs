@@ -4,7 +4,7 @@ use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::hooks::{plan::AttachMode, table::ROLES};
+use crate::hooks::{features::Feature, plan::AttachMode, table::ROLES};
 
 /// Why a container's memory usage and its node disagree: live charges of a memory cgroup,
 /// reconciled against the kernel's own figure.
@@ -86,7 +86,8 @@ pub struct Common {
     /// Report on this many levels below each traced cgroup too.
     #[arg(long, value_name = "LEVELS", default_value_t = 0, allow_hyphen_values = true, value_parser = depth)]
     pub depth: u32,
-    /// Size of the ring buffer in KiB, rounded up to a power of two.
+    /// Size of the ring buffer in KiB, rounded up to a power of two. Kernels before 5.8 have perf
+    /// buffers instead, one a CPU, which share it.
     #[arg(long, value_name = "KIB", default_value_t = 1024, allow_hyphen_values = true, value_parser = ring)]
     pub ring: u32,
     /// Cgroups that the kernel-side totals have room for.
@@ -118,6 +119,9 @@ pub struct Common {
     /// Strike candidates out of the hook table ("role:index"), to test what comes after them.
     #[arg(long, hide = true, value_delimiter = ',')]
     pub strike: Vec<String>,
+    /// Do without what an old kernel lacks, to test what comes in its place.
+    #[arg(long, hide = true, value_delimiter = ',')]
+    pub forbid: Vec<Feature>,
 }
 
 #[derive(Clone, Debug, Args)]
@@ -172,6 +176,9 @@ pub struct DoctorArgs {
     /// Strike candidates out of the hook table ("role:index").
     #[arg(long, hide = true, value_delimiter = ',')]
     pub strike: Vec<String>,
+    /// Do without what an old kernel lacks.
+    #[arg(long, hide = true, value_delimiter = ',')]
+    pub forbid: Vec<Feature>,
 }
 
 #[derive(Clone, Debug, Args)]
@@ -184,6 +191,9 @@ pub struct ExplainArgs {
     /// Type information for a kernel that has none of its own.
     #[arg(long, value_name = "FILE")]
     pub btf: Option<PathBuf>,
+    /// Do without what an old kernel lacks.
+    #[arg(long, hide = true, value_delimiter = ',')]
+    pub forbid: Vec<Feature>,
 }
 
 #[derive(Clone, Debug, Args)]

@@ -21,7 +21,9 @@ use crate::{
         problems::{self, Evidence, NoCgroups},
     },
     hooks::{
+        allowed::Allowed,
         attach::Sizes,
+        features::FEATURES,
         inspect::Inspection,
         loader,
         plan::{Plan, Struck},
@@ -49,7 +51,7 @@ use crate::{
 pub fn main(args: &DoctorArgs) -> Result<()> {
     let strike = struck(&args.strike)?;
     loader::begin(args.btf.as_deref());
-    let inspection = Inspection::read(args.btf.as_deref());
+    let inspection = Inspection::read(args.btf.as_deref(), &args.forbid);
     let mount = MemoryMount::find();
     let (plan, tried) = tried(&inspection, mount.as_ref().ok(), args, strike);
     let page = examine(&inspection, &mount, &plan, tried, args.btf.is_some());
@@ -111,6 +113,7 @@ fn tried(
         bpf_stats: false,
         may_step_down: false,
         strike: strike.clone(),
+        forbidden: args.forbid.clone(),
     };
     attaching::raise_memlock();
     match attaching::attach_best(inspection, &request) {
@@ -213,15 +216,7 @@ fn examine(
             kernel_addresses: addresses(&inspection.symbols),
         },
         rights,
-        allowed: vec![
-            ("BPF", allowed.bpf.clone()),
-            ("kernel reads", allowed.reads.clone()),
-            ("kprobe", allowed.kprobe.clone()),
-            ("fentry", allowed.fentry.clone()),
-            ("raw tracepoint", allowed.raw_tracepoint.clone()),
-            ("BTF tracepoint", allowed.btf_tracepoint.clone()),
-            ("tracepoint", allowed.tracepoint.clone()),
-        ],
+        allowed: verdicts(allowed),
         accounting,
         mode: plan.mode().name(),
         tried,
@@ -229,6 +224,25 @@ fn examine(
         roles,
         problems,
     }
+}
+
+/// What may be done, and what of it this kernel lacks.
+fn verdicts(allowed: &Allowed) -> Vec<(&'static str, Result<(), String>)> {
+    let mut rows = vec![
+        ("BPF", allowed.bpf.clone()),
+        ("kernel reads", allowed.reads.clone()),
+        ("kprobe", allowed.kprobe.clone()),
+        ("fentry", allowed.fentry.clone()),
+        ("raw tracepoint", allowed.raw_tracepoint.clone()),
+        ("BTF tracepoint", allowed.btf_tracepoint.clone()),
+        ("tracepoint", allowed.tracepoint.clone()),
+    ];
+    for feature in FEATURES {
+        if allowed.lacking.lacks(feature) {
+            rows.push((feature.name(), Err(feature.instead().to_owned())));
+        }
+    }
+    rows
 }
 
 fn shown(path: &Path) -> String {

@@ -15,7 +15,7 @@ use super::{
     session::attaching,
 };
 use crate::{
-    hooks::{accounting, inspect::KERNEL_BTF, memcg_stat::MemcgStat},
+    hooks::{accounting, features::Feature, inspect::KERNEL_BTF, memcg_stat::MemcgStat},
     kernel::{
         btf::KernelBtf,
         cgroupfs::{self, CgroupDir, Hierarchy, MemoryMount},
@@ -57,7 +57,7 @@ pub fn main(args: &ExplainArgs) -> Result<()> {
     };
     let files = Files::of(&cgroup, mount.hierarchy);
     let circumstances = circumstances(&cgroup, mount.hierarchy, btf.as_ref());
-    let mut counters = (files.figures == Figures::V1).then(|| counters(btf.as_ref()));
+    let mut counters = (files.figures == Figures::V1).then(|| counters(btf.as_ref(), &args.forbid));
     let mut best: Option<Read> = None;
     for _ in 0..ATTEMPTS {
         let read = files.read(&cgroup, &circumstances, counters.as_mut())?;
@@ -96,10 +96,10 @@ pub fn main(args: &ExplainArgs) -> Result<()> {
 }
 
 /// The kernel's own counters of kernel memory, or why there are none.
-fn counters(btf: Option<&KernelBtf>) -> Result<MemcgStat, String> {
+fn counters(btf: Option<&KernelBtf>, forbidden: &[Feature]) -> Result<MemcgStat, String> {
     let btf = btf.ok_or("this kernel has no type information (BTF)")?;
     attaching::raise_memlock();
-    MemcgStat::open(btf).map_err(|why| {
+    MemcgStat::open(btf, forbidden).map_err(|why| {
         if nix::unistd::geteuid().is_root() {
             why
         } else {

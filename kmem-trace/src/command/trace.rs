@@ -40,7 +40,7 @@ use crate::{
     stream::{
         decode::{Batch, Record},
         recording::Recorder,
-        ring::Ring,
+        source::Source,
     },
     view::{
         event::{self, Event},
@@ -104,7 +104,7 @@ pub async fn main(args: TraceArgs) -> Result<Outcome> {
 /// A trace with its output.
 pub struct Trace<'a> {
     session: Session,
-    ring: Ring,
+    source: Source,
     common: &'a Common,
     out: BufWriter<io::Stdout>,
     recorder: Option<Recorder<BufWriter<File>>>,
@@ -160,6 +160,7 @@ impl<'a> Trace<'a> {
             bpf_stats: common.bpf_stats,
             may_step_down: common.max_overhead.is_some(),
             strike: struck(&common.strike)?,
+            forbidden: common.forbid.clone(),
         })
         .await?;
         if common.verbose >= 2
@@ -167,13 +168,13 @@ impl<'a> Trace<'a> {
         {
             log::warn!("the programs' log cannot be shown: {error}");
         }
-        let ring = session.ring()?;
+        let source = session.source()?;
         let governor = common
             .max_overhead
             .map(|most| Governor::new(most, &session.possible_steps(events.is_some())));
         let mut trace = Self {
             session,
-            ring,
+            source,
             common,
             out: BufWriter::new(io::stdout()),
             recorder,
@@ -229,7 +230,7 @@ impl<'a> Trace<'a> {
                     self.drain()?;
                     self.govern()?;
                 }
-                () = self.ring.filling() => {
+                () = self.source.filling() => {
                     self.drain()?;
                 }
             }
@@ -395,10 +396,11 @@ impl<'a> Trace<'a> {
     fn drain(&mut self) -> Result<bool> {
         let enough = Instant::now() + AT_A_TIME;
         while !self.closed {
-            let batch = self.ring.drain();
+            let batch = self.source.drain();
             if batch.as_bytes().is_empty() {
+                self.session.lost_records(self.source.lost());
                 self.session.look_if_needed();
-                self.session.retire();
+                self.session.retire(self.source.settled_ns())?;
                 break;
             }
             self.take(&batch)?;
@@ -412,7 +414,7 @@ impl<'a> Trace<'a> {
 
     /// Takes all that waits, once nothing more comes.
     fn drain_all(&mut self) -> Result<()> {
-        while !self.drain()? {}
+        while !self.drain()? || self.source.holds_back() {}
         Ok(())
     }
 

@@ -3,10 +3,7 @@
 use serde::Serialize;
 
 use super::page::Lack;
-use crate::{
-    hooks::allowed::NO_RING,
-    kernel::{proc::system::Cmdline, security::Lockdown},
-};
+use crate::kernel::{proc::system::Cmdline, security::Lockdown};
 
 /// Something that can be mended, or at least explained.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -301,12 +298,6 @@ fn no_bpf(evidence: &Evidence) -> Option<Problem> {
     let why = evidence.bpf.as_ref().err()?;
     if !evidence.missing.is_empty() {
         return None;
-    }
-    if why == NO_RING {
-        return problem(
-            NO_RING,
-            "boot a later kernel: without it there is no trace; explain and enable work here too",
-        );
     }
     problem(
         why.clone(),

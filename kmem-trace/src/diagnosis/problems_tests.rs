@@ -4,7 +4,7 @@ use super::{
     problems::{Evidence, NoCgroups, Problem, find},
     samples::{LACKS, evidence},
 };
-use crate::{hooks::allowed::NO_RING, kernel::security::Lockdown};
+use crate::kernel::security::Lockdown;
 
 /// What the screen shows of the way out.
 fn remedy(problem: &Problem) -> String {
@@ -127,16 +127,6 @@ fn each_hindrance_has_its_own_remedy() {
             "{found:?} does not say {expected}"
         );
     }
-}
-
-#[test]
-fn a_kernel_without_a_ring_buffer_is_not_told_to_change_its_configuration() {
-    let found = only(|it| {
-        it.bpf = Err(NO_RING.to_owned());
-        it.reads = it.bpf.clone();
-    });
-    assert_eq!(found.problem, NO_RING);
-    assert!(!remedy(&found).contains("CONFIG_"), "{found:?}");
 }
 
 #[test]

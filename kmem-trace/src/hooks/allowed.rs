@@ -9,10 +9,8 @@ use aya::{
     sys::{BpfHelper, is_helper_supported, is_map_supported, is_program_supported},
 };
 
+use super::features::{Feature, Lacking, Object};
 use crate::{hooks::table::Mechanism, kernel::security::Lockdown};
-
-/// Records come through a ring buffer alone.
-pub const NO_RING: &str = "this kernel has no BPF ring buffer (Linux 5.8 was the first)";
 
 /// A yes, or why not.
 pub type Verdict = Result<(), String>;
@@ -29,6 +27,8 @@ pub struct Allowed {
     pub raw_tracepoint: Verdict,
     pub tracepoint: Verdict,
     pub btf_tracepoint: Verdict,
+    /// What the programs and maps have to do without.
+    pub lacking: Lacking,
 }
 
 impl Allowed {
@@ -43,20 +43,30 @@ impl Allowed {
             raw_tracepoint: Ok(()),
             tracepoint: Ok(()),
             btf_tracepoint: Ok(()),
+            lacking: Lacking::default(),
         }
     }
 
-    /// Asks the kernel.
-    pub fn probe(lockdown: Lockdown, btf: bool, tracefs: Result<(), String>) -> Self {
-        let bpf = match is_map_supported(MapType::RingBuf) {
+    /// Asks the kernel, which is taken to have nothing that is `forbidden`.
+    pub fn probe(
+        lockdown: Lockdown,
+        btf: bool,
+        tracefs: Result<(), String>,
+        forbidden: &[Feature],
+    ) -> Self {
+        let bpf = match is_map_supported(MapType::Array) {
             Ok(true) => Ok(()),
-            Ok(false) => Err(NO_RING.to_owned()),
+            Ok(false) => Err("this kernel has no BPF maps".to_owned()),
             Err(error) => Err(format!(
                 "the kernel refused to make a BPF map: {}",
                 cause(&error)
             )),
         };
-        let reads = reads(&bpf, lockdown);
+        let lacking = match bpf {
+            Ok(()) => Lacking::probe(lockdown, forbidden),
+            Err(_) => Lacking::default(),
+        };
+        let reads = reads(&bpf, lockdown, &lacking);
         let kprobe = reads.clone().and_then(|()| {
             if Path::new("/sys/bus/event_source/devices/kprobe/type").exists() {
                 Ok(())
@@ -92,6 +102,7 @@ impl Allowed {
             kprobe,
             fentry,
             tracepoint,
+            lacking,
         }
     }
 
@@ -108,7 +119,7 @@ impl Allowed {
     }
 }
 
-fn reads(bpf: &Verdict, lockdown: Lockdown) -> Verdict {
+fn reads(bpf: &Verdict, lockdown: Lockdown, lacking: &Lacking) -> Verdict {
     bpf.clone()?;
     match is_program_supported(ProgramType::RawTracePoint) {
         Ok(true) => {}
@@ -120,10 +131,16 @@ fn reads(bpf: &Verdict, lockdown: Lockdown) -> Verdict {
             ));
         }
     }
-    match is_helper_supported(
-        ProgramType::RawTracePoint,
-        BpfHelper::BPF_FUNC_probe_read_kernel,
-    ) {
+    let helper = if lacking.lacks(Feature::KernelReads) {
+        BpfHelper::BPF_FUNC_probe_read
+    } else {
+        BpfHelper::BPF_FUNC_probe_read_kernel
+    };
+    match is_helper_supported(ProgramType::RawTracePoint, helper) {
+        // Before 5.7 such a program is loaded all the same, and reads nothing.
+        Ok(true) if lockdown == Lockdown::Confidentiality && lacking.object() == Object::Old => {
+            Err("lockdown=confidentiality forbids reading kernel memory".to_owned())
+        }
         Ok(true) => Ok(()),
         _ if lockdown == Lockdown::Confidentiality => {
             Err("lockdown=confidentiality forbids reading kernel memory".to_owned())

@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context as _, Result, anyhow, bail};
 use aya::{
     Btf, Ebpf,
-    maps::{Array, HashMap as KernelHashMap, MapData, RingBuf},
+    maps::{Array, HashMap as KernelHashMap, Map, MapData, PerfEventArray, RingBuf},
     programs::{BtfTracePoint, FEntry, FExit, KProbe, Program, RawTracePoint, TracePoint},
     util::nr_cpus,
 };
@@ -22,9 +22,9 @@ use crate::kernel::proc::own;
 
 use super::{
     allowed::cause,
-    cast,
+    features::{Lacking, Object},
+    kept::{Kept, Slab},
     loader::loader,
-    mapping::Mapped,
     plan::Plan,
     recycling,
     site::AllSites,
@@ -32,9 +32,6 @@ use super::{
     table::{Hook, Place},
     verify,
 };
-
-/// The compiled programs, built by `cargo xtask bpf`.
-pub static OBJECT: &[u8] = aya::include_bytes_aligned!("../bpf/kmem-trace.bpf.o");
 
 /// Maps that are sized when the object is loaded.
 pub(super) const SIZED: [&str; 12] = [
@@ -66,18 +63,12 @@ pub struct Sizes {
 /// Programs in place, and the maps they fill.
 pub struct Attached {
     pub(super) ebpf: Ebpf,
-    /// Whose each place of the totals is.
-    pub cgroups: Mapped<TotalsPlace>,
-    /// A copy for each CPU, place by place.
-    pub(super) totals: Mapped<Totals>,
-    tally: Mapped<u64>,
-    pub(super) slab_keys: Mapped<SlabKey>,
-    /// A copy for each CPU, place by place.
-    pub(super) slab_sums: Mapped<SlabSums>,
+    pub(super) kept: Kept,
     pub(super) switches: Array<MapData, u32>,
-    pub caches: KernelHashMap<MapData, u64, Cache>,
-    /// The ring and its spare; taken by the stream.
-    pub rings: Option<(RingBuf<MapData>, RingBuf<MapData>)>,
+    /// Taken by the stream.
+    pub stream: Option<Stream>,
+    /// Why the offsets were not checked against the running kernel, where they were not.
+    pub unchecked: Option<String>,
     /// What was attached: role and program.
     pub programs: Vec<(&'static str, &'static str)>,
     /// Of the ledger.
@@ -88,6 +79,14 @@ pub struct Attached {
     off: Vec<(String, OwnedFd)>,
     /// Memory of all maps, bytes.
     pub map_bytes: u64,
+}
+
+/// The maps that records come through.
+pub enum Stream {
+    /// The ring and its spare.
+    Rings(Box<[RingBuf<MapData>; 2]>),
+    /// Perf buffers, still to be opened.
+    Buffers(PerfEventArray<MapData>),
 }
 
 /// A candidate that the kernel refused, so that the next one can be tried.
@@ -126,6 +125,7 @@ impl From<anyhow::Error> for AttachError {
 
 /// What an attachment is to be like, beyond the plan.
 pub struct Wanted<'a> {
+    pub lacking: &'a Lacking,
     pub sites: &'a AllSites,
     /// Roles asked for.
     pub requested: &'a HashSet<String>,
@@ -141,6 +141,7 @@ pub struct Wanted<'a> {
 /// attached until then is gone again.
 pub fn attach(plan: &Plan, config: &Config, wanted: &Wanted<'_>) -> Result<Attached, AttachError> {
     let Wanted {
+        lacking,
         sites,
         requested,
         sizes,
@@ -182,14 +183,18 @@ pub fn attach(plan: &Plan, config: &Config, wanted: &Wanted<'_>) -> Result<Attac
         .map_max_entries("DEAD", if plan.slab { DEAD } else { 1 })
         .map_max_entries("OWNERLESS", if plan.slab { sizes.objects } else { 1 });
     let mut ebpf = loader
-        .load(&cast::object(plan.cast))
+        .load(&lacking.object().bytes(plan.cast))
         .map_err(|error| anyhow!("the kernel did not take the BPF maps: {}", cause(&error)))?;
     // While all of them are open: some are needed by the programs alone.
     let map_bytes = own::bpf_map_bytes();
-    verify::offsets_hold(&mut ebpf, config).map_err(|why| anyhow!(why))?;
-    recycling::load(&mut ebpf);
+    let unchecked = verify::offsets_hold(&mut ebpf, config, lacking)
+        .map_err(|why| anyhow!(why))?
+        .err();
+    recycling::load(&mut ebpf, lacking);
     recycling::fill(&mut ebpf, recycling::FREE, sizes.cgroups)?;
-    recycling::fill(&mut ebpf, recycling::SLAB_FREE, config.slab_places)?;
+    if lacking.object() == Object::Newest {
+        recycling::fill(&mut ebpf, recycling::SLAB_FREE, config.slab_places)?;
+    }
     let mut programs = Vec::new();
     let mut placed: Vec<Hook> = Vec::new();
     let mut refused: Vec<Refused> = Vec::new();
@@ -236,20 +241,22 @@ pub fn attach(plan: &Plan, config: &Config, wanted: &Wanted<'_>) -> Result<Attac
             taken: placed,
         });
     }
-    let mut take = |name: &str| {
-        ebpf.take_map(name)
-            .with_context(|| format!("the object has no map {name}"))
+    let switches = Array::try_from(map(&mut ebpf, "SWITCHES")?).context("map SWITCHES")?;
+    let (kept, stream) = match lacking.object() {
+        Object::Newest => {
+            let keys = config.slab_places as usize;
+            let kept = Kept::mapped(&mut ebpf, places, keys, copies)?;
+            let ring = RingBuf::try_from(map(&mut ebpf, "RING")?).context("map RING")?;
+            let spare = RingBuf::try_from(map(&mut ebpf, "SPARE")?).context("map SPARE")?;
+            (kept, Stream::Rings(Box::new([ring, spare])))
+        }
+        Object::Old => {
+            let kept = Kept::handed(&mut ebpf, places, copies)?;
+            let buffers = map(&mut ebpf, "BUFFERS")?;
+            let buffers = PerfEventArray::try_from(buffers).context("map BUFFERS")?;
+            (kept, Stream::Buffers(buffers))
+        }
     };
-    let cgroups = Mapped::new(take("CGROUPS")?, places).context("map CGROUPS")?;
-    let totals = Mapped::new(take("TOTALS")?, places * copies).context("map TOTALS")?;
-    let tally = Mapped::new(take("TALLY")?, TALLIES as usize * copies).context("map TALLY")?;
-    let keys = config.slab_places as usize;
-    let slab_keys = Mapped::new(take("SLAB_KEYS")?, keys).context("map SLAB_KEYS")?;
-    let slab_sums = Mapped::new(take("SLAB_SUMS")?, keys * copies).context("map SLAB_SUMS")?;
-    let switches = Array::try_from(take("SWITCHES")?).context("map SWITCHES")?;
-    let caches = KernelHashMap::try_from(take("CACHES")?).context("map CACHES")?;
-    let ring = RingBuf::try_from(take("RING")?).context("map RING")?;
-    let spare = RingBuf::try_from(take("SPARE")?).context("map SPARE")?;
     let by_kprobe: HashSet<u32> = programs
         .iter()
         .filter(|(role, _)| role.starts_with("counter."))
@@ -265,14 +272,10 @@ pub fn attach(plan: &Plan, config: &Config, wanted: &Wanted<'_>) -> Result<Attac
     };
     Ok(Attached {
         ebpf,
-        cgroups,
-        totals,
-        tally,
-        slab_keys,
-        slab_sums,
+        kept,
         switches,
-        caches,
-        rings: Some((ring, spare)),
+        stream: Some(stream),
+        unchecked,
         programs,
         kprobes,
         last_skipped: BTreeMap::new(),
@@ -305,55 +308,31 @@ impl Attached {
         found
     }
 
-    /// The totals of the cgroup at a place, summed over the CPUs.
-    pub fn totals(&self, place: usize) -> Totals {
-        let mut sum = Totals::default();
-        for one in self.totals.copies(place, self.cgroups.elements()) {
-            for slot in 0..sum.charged.len() {
-                sum.charged[slot] = sum.charged[slot].wrapping_add(one.charged[slot]);
-                sum.uncharged[slot] = sum.uncharged[slot].wrapping_add(one.uncharged[slot]);
-            }
-            sum.user_charges += one.user_charges;
-            sum.user_refusals += one.user_refusals;
-            sum.largest = sum.largest.max(one.largest);
-        }
-        sum
+    /// The cgroups that have totals, and these, summed over the CPUs.
+    ///
+    /// # Errors
+    /// Where the kernel does not hand them out.
+    pub fn totals(&self) -> Result<Vec<(TotalsPlace, Totals)>> {
+        self.kept.taken(&self.ebpf)
     }
 
     /// The slab sums that hold anything, summed over the CPUs.
     pub fn slab(&self) -> impl Iterator<Item = (SlabKey, SlabSums)> {
-        (0..self.slab_keys.elements()).filter_map(move |place| {
-            let key = self.slab_keys.get(place);
-            if key.taken == 0 {
-                return None;
-            }
-            let sum = self.slab_sums(place);
-            // Nothing counted yet: its key may still be on its way.
-            (sum != SlabSums::default()).then_some((SlabKey { taken: 0, ..key }, sum))
-        })
+        self.kept.slab().into_iter().flat_map(Slab::held)
     }
 
-    /// The slab sums at a place, summed over the CPUs.
-    pub(super) fn slab_sums(&self, place: usize) -> SlabSums {
-        let mut sum = SlabSums::default();
-        for one in self.slab_sums.copies(place, self.slab_keys.elements()) {
-            sum.allocated += one.allocated;
-            sum.allocated_bytes += one.allocated_bytes;
-            sum.freed += one.freed;
-            sum.freed_bytes += one.freed_bytes;
-        }
-        // Objects of one size are counted alone.
-        let size = u64::from(self.slab_keys.get(place).size);
-        if size != 0 {
-            sum.allocated_bytes = sum.allocated * size;
-            sum.freed_bytes = sum.freed * size;
-        }
-        sum
+    /// Names of slab caches, where slab is attributed.
+    pub fn caches(&self) -> Option<&KernelHashMap<MapData, u64, Cache>> {
+        self.kept.slab().map(Slab::caches)
     }
 
-    /// One tally, summed over the CPUs.
+    /// One tally, summed over the CPUs. Where it cannot be read, neither can the totals, and that
+    /// ends a trace.
     pub fn tally(&self, which: u32) -> u64 {
-        self.tally.copies(which as usize, TALLIES as usize).sum()
+        self.kept.tally(&self.ebpf, which).unwrap_or_else(|error| {
+            log::warn!("what was lost is not known: {error:#}");
+            0
+        })
     }
 
     /// Events that the programs did not see because the kernel skipped them, as far as it counts
@@ -461,6 +440,11 @@ fn take_off(name: &str, program: &mut Program) -> Option<(String, OwnedFd)> {
         _ => Ok(()),
     };
     fd.map(|fd| (name.to_owned(), fd))
+}
+
+fn map(ebpf: &mut Ebpf, name: &str) -> Result<Map> {
+    ebpf.take_map(name)
+        .with_context(|| format!("the object has no map {name}"))
 }
 
 fn place(ebpf: &mut Ebpf, hook: &Hook, sites: &AllSites, btf: Option<&Btf>) -> Result<()> {

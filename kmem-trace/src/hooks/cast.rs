@@ -9,7 +9,7 @@ use std::{borrow::Cow, path::Path};
 
 use kmem_trace_ebpf::config::CAST_CALL;
 
-use super::{attach::OBJECT, stats};
+use super::{features::OBJECT, stats};
 use crate::kernel::btf::KernelBtf;
 
 /// `BPF_JMP | BPF_CALL`.

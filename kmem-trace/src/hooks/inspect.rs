@@ -8,6 +8,7 @@ use std::{
 
 use super::{
     allowed::Allowed,
+    features::Feature,
     layout::Sources,
     memcg_stat,
     plan::{AttachMode, Facts, Plan, Struck, resolve, symbols_wanted, tracepoints_wanted},
@@ -46,8 +47,9 @@ pub struct Inspection {
 }
 
 impl Inspection {
-    /// Reads it all. What cannot be read becomes a reason in the plan, not an error.
-    pub fn read(btf_file: Option<&Path>) -> Self {
+    /// Reads it all, of a kernel that is taken to have nothing that is `forbidden`. What cannot be
+    /// read becomes a reason in the plan, not an error.
+    pub fn read(btf_file: Option<&Path>, forbidden: &[Feature]) -> Self {
         let btf_path = btf_file.unwrap_or(Path::new(KERNEL_BTF)).to_owned();
         let btf = KernelBtf::load(&btf_path).map_err(|error| {
             if btf_file.is_none() && !btf_path.exists() {
@@ -88,6 +90,7 @@ impl Inspection {
             lockdown,
             btf.is_ok(),
             tracefs.as_ref().map(|_| ()).map_err(String::clone),
+            forbidden,
         );
         let sites = if allowed.kprobe.is_ok() {
             site::find_all(&symbols)
@@ -158,7 +161,8 @@ fn symbols_and_functions(names: &[&str]) -> (Symbols, Option<JoinHandle<Function
 /// Where the symbol list does not show what tells memory cgroups from all else, a memory cgroup
 /// does.
 fn learn_subsystem(btf: &KernelBtf, symbols: &mut Symbols, allowed: &Allowed) {
-    if symbols.address(SUBSYSTEM).is_some() || allowed.reads.is_err() {
+    let asks = allowed.reads.is_ok() && memcg_stat::runs_on_request(&allowed.lacking);
+    if symbols.address(SUBSYSTEM).is_some() || !asks {
         return;
     }
     let Ok(mount) = MemoryMount::find() else {

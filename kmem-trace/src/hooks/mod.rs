@@ -11,7 +11,10 @@
 //! - [`plan`]: the candidate chosen for each role, and why.
 //! - [`memcg_stat`]: a memory cgroup's own counters, read on request.
 //! - [`site`]: where in a function a kprobe stands that no interrupt can hide events from.
+//! - [`features`]: what the kernel lacks for that, and the object with the programs that fit it.
 //! - [`mapping`]: the totals as the programs write them, read without a system call.
+//! - [`handed`]: the same where the kernel maps no arrays.
+//! - [`kept`]: whichever it is.
 //! - [`recycling`]: places of the totals and sums given back, switches turned.
 //! - [`verify`]: whether all that was read is of this kernel.
 //! - [`attach`]: the plan loaded and attached.
@@ -20,7 +23,10 @@ pub mod accounting;
 pub mod allowed;
 pub mod attach;
 pub mod cast;
+pub mod features;
+pub mod handed;
 pub mod inspect;
+pub mod kept;
 pub mod layout;
 pub mod limits;
 pub mod loader;

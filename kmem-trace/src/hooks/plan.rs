@@ -361,6 +361,18 @@ fn fits(
     for hook in candidate.hooks {
         present(hook.symbol, hook.place, facts)?;
     }
+    let lacking = &facts.allowed.lacking;
+    if candidate
+        .hooks
+        .iter()
+        .any(|hook| !lacking.object().has(hook.program))
+    {
+        return Err(Passed::Refused(format!(
+            "no program by {} among those for kernels without {}",
+            candidate.mechanism.name(),
+            lacking.why_old()
+        )));
+    }
     for need in candidate.needs {
         if *need == Need::UserChargeArguments {
             let symbol = candidate.hooks.first().map_or("", |hook| hook.symbol);

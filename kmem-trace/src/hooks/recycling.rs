@@ -3,7 +3,8 @@
 //!
 //! What a place held is read and cleared through the mapping, and given back by a program that is
 //! run on request: a system call on the map would keep kprobe programs from running meanwhile (see
-//! [`super::mapping`]). Whose a place was, and who inherits what it held, is the session's to know.
+//! [`super::mapping`]). Where arrays are not mapped, [`super::handed`] does all three. Whose a place
+//! was, and who inherits what it held, is the session's to know.
 
 use anyhow::{Context as _, Result};
 use aya::{Ebpf, RawTracePointRunOptions, TestRun as _, maps::Stack, programs::RawTracePoint};
@@ -12,12 +13,20 @@ use kmem_trace_ebpf::{
     totals::{FILL, FILL_MOST, FILL_SLAB, FORGET_SLAB, GIVE_BACK, GIVE_BACK_SLAB, Totals},
 };
 
-use super::attach::Attached;
+use super::{
+    attach::Attached,
+    features::{Feature, Lacking},
+    handed,
+    kept::{Kept, Slab},
+};
 
 const PROGRAM: &str = "rt_give_back";
 
 /// Loads the program; without it (the kernel runs programs on request since 5.10) places stay taken.
-pub(super) fn load(ebpf: &mut Ebpf) {
+pub(super) fn load(ebpf: &mut Ebpf, lacking: &Lacking) {
+    if lacking.lacks(Feature::RunOnRequest) {
+        return;
+    }
     let loaded = program(ebpf).map(RawTracePoint::load);
     if let Some(Err(error)) = loaded {
         log::debug!("places cannot be given back: {error}");
@@ -30,28 +39,44 @@ fn program(ebpf: &mut Ebpf) -> Option<&mut RawTracePoint> {
 
 impl Attached {
     /// Places of cgroups that the kernel has let go of, and their ids.
-    pub fn released(&self) -> Vec<(usize, u64)> {
-        (0..self.cgroups.elements())
-            .map(|place| (place, self.cgroups.get(place)))
+    ///
+    /// # Errors
+    /// Where the kernel does not hand them out.
+    pub fn released(&self) -> Result<Vec<(usize, u64)>> {
+        let places = (0..).zip(self.kept.places(&self.ebpf)?);
+        Ok(places
             .filter(|(_, it)| it.cgroup_id != 0 && it.released != 0)
             .map(|(place, it)| (place, it.cgroup_id))
-            .collect()
+            .collect())
     }
 
     /// Takes the totals of a released cgroup out of their place, which is free from then on.
-    pub fn take_totals(&mut self, place: usize) -> Totals {
-        let totals = self.totals(place);
-        self.totals.clear_copies(place, self.cgroups.elements());
-        self.cgroups.clear(place);
-        self.run(GIVE_BACK, place);
-        totals
+    ///
+    /// # Errors
+    /// Where the kernel does not hand them out, or clear them.
+    pub fn take_totals(&mut self, place: usize) -> Result<Totals> {
+        let taken = self.kept.at(&self.ebpf, place)?;
+        match &self.kept {
+            Kept::Mapped {
+                cgroups, totals, ..
+            } => {
+                totals.clear_copies(place, cgroups.elements());
+                cgroups.clear(place);
+                self.run(GIVE_BACK, place);
+            }
+            Kept::Handed { copies, .. } => handed::give_back(&self.ebpf, place, *copies)?,
+        }
+        Ok(taken)
     }
 
     /// Places of slab sums with keys that `wanted` accepts.
     pub fn slab_places(&self, wanted: impl Fn(&SlabKey) -> bool) -> Vec<usize> {
-        (0..self.slab_keys.elements())
+        let Some(Slab { keys, .. }) = self.kept.slab() else {
+            return Vec::new();
+        };
+        (0..keys.elements())
             .filter(|place| {
-                let key = self.slab_keys.get(*place);
+                let key = keys.get(*place);
                 key.taken != 0 && wanted(&key)
             })
             .collect()
@@ -64,15 +89,14 @@ impl Attached {
     }
 
     /// Takes the sums out of a place that was forgotten longer ago than a program runs; it is free
-    /// from then on.
-    pub fn take_slab(&mut self, place: usize) -> (SlabKey, SlabSums) {
-        let key = self.slab_keys.get(place);
-        let sums = self.slab_sums(place);
-        self.slab_sums
-            .clear_copies(place, self.slab_keys.elements());
-        self.slab_keys.clear(place);
+    /// from then on. `None` where no slab is attributed.
+    pub fn take_slab(&mut self, place: usize) -> Option<(SlabKey, SlabSums)> {
+        let slab = self.kept.slab()?;
+        let (key, sums) = (slab.keys.get(place), slab.at(place));
+        slab.sums.clear_copies(place, slab.keys.elements());
+        slab.keys.clear(place);
         self.run(GIVE_BACK_SLAB, place);
-        (SlabKey { taken: 0, ..key }, sums)
+        Some((SlabKey { taken: 0, ..key }, sums))
     }
 
     /// Turns one of the switches on, for good.

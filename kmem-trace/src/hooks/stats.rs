@@ -74,6 +74,29 @@ impl Kprobes {
     }
 }
 
+/// Makes an array that userspace may map, and lets it go again.
+///
+/// # Errors
+/// From the kernel; `InvalidInput` where it knows no such arrays (before 5.5).
+pub fn make_mapped_array() -> std::io::Result<()> {
+    let mut attr = empty();
+    // SAFETY: plain numbers.
+    let create = unsafe { &mut attr.__bindgen_anon_1 };
+    create.map_type = aya_obj::generated::bpf_map_type::BPF_MAP_TYPE_ARRAY as u32;
+    create.key_size = 4;
+    create.value_size = 8;
+    create.max_entries = 1;
+    create.map_flags = aya_obj::generated::BPF_F_MMAPABLE;
+    let result = bpf(bpf_cmd::BPF_MAP_CREATE, &mut attr);
+    if result < 0 {
+        return Err(std::io::Error::last_os_error());
+    }
+    let fd = i32::try_from(result).map_err(std::io::Error::other)?;
+    // SAFETY: a descriptor that the kernel just made for us.
+    drop(unsafe { OwnedFd::from_raw_fd(fd) });
+    Ok(())
+}
+
 fn next_link(id: u32) -> Option<u32> {
     let mut attr = empty();
     attr.__bindgen_anon_6.__bindgen_anon_1.start_id = id;
@@ -106,6 +129,24 @@ fn info<T>(fd: i32) -> Option<T> {
 /// # Errors
 /// Why the kernel does not take it.
 pub(super) fn takes(instructions: &[u8]) -> std::io::Result<()> {
+    load(instructions).map(drop)
+}
+
+/// Runs a raw tracepoint's program of these instructions once, on request, and lets go of it again.
+///
+/// # Errors
+/// Why the kernel does not take or run it.
+pub(super) fn runs(instructions: &[u8]) -> std::io::Result<()> {
+    let program = load(instructions)?;
+    let mut attr = empty();
+    attr.test.prog_fd = program.as_raw_fd().cast_unsigned();
+    if bpf(bpf_cmd::BPF_PROG_TEST_RUN, &mut attr) < 0 {
+        return Err(std::io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+fn load(instructions: &[u8]) -> std::io::Result<OwnedFd> {
     let mut attr = empty();
     let license = c"GPL";
     // SAFETY: a member of plain numbers, all zero.
@@ -120,8 +161,7 @@ pub(super) fn takes(instructions: &[u8]) -> std::io::Result<()> {
     }
     let fd = i32::try_from(result).map_err(std::io::Error::other)?;
     // SAFETY: a descriptor that the kernel just made for us.
-    drop(unsafe { OwnedFd::from_raw_fd(fd) });
-    Ok(())
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 fn empty() -> bpf_attr {

@@ -713,7 +713,7 @@ mod tests {
 
     #[test]
     fn every_hook_names_a_program_of_the_object() {
-        let bytes = super::super::attach::OBJECT;
+        let bytes = super::super::features::OBJECT;
         for hook in hooks() {
             let name = hook.program.as_bytes();
             assert!(

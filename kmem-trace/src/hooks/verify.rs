@@ -14,10 +14,14 @@ use aya::{
 };
 use kmem_trace_ebpf::{config::ABSENT, config::Config, selfcheck};
 
+use super::features::{Feature, Lacking};
 use crate::kernel::{
     btf::KernelBtf,
     cgroupfs::{self, Hierarchy, MemoryMount, ResolveError},
 };
+
+/// What is said where they cannot be checked.
+const UNCHECKED: &str = "this kernel runs no tracing program on request (Linux 5.10 was the first to): that the type information is its own was not checked";
 
 /// Types that no two kernel builds of different configuration or version share in all their sizes.
 const SIZES: [&str; 7] = [
@@ -113,11 +117,16 @@ pub fn own_cgroup(mount: &MemoryMount) -> u64 {
 
 /// Runs the program that checks the offsets, once, in our own context.
 ///
-/// Before 5.10 the kernel cannot run a program on request; then nothing is checked.
+/// Before 5.10 the kernel cannot run a program on request; then nothing is checked, and that is
+/// the answer.
 ///
 /// # Errors
 /// In one line, where the offsets lead anywhere but to our own cgroup.
-pub fn offsets_hold(ebpf: &mut Ebpf, config: &Config) -> Result<(), String> {
+pub fn offsets_hold(
+    ebpf: &mut Ebpf,
+    config: &Config,
+    lacking: &Lacking,
+) -> Result<Result<(), String>, String> {
     let known = [
         config.task_cgroups,
         config.css_set_memory,
@@ -130,17 +139,20 @@ pub fn offsets_hold(ebpf: &mut Ebpf, config: &Config) -> Result<(), String> {
         || known.contains(&ABSENT)
     {
         log::debug!("offsets are not checked: not all that takes is known here");
-        return Ok(());
+        return Ok(Ok(()));
+    }
+    if lacking.lacks(Feature::RunOnRequest) {
+        return Ok(Err(UNCHECKED.to_owned()));
     }
     let found = match run(ebpf) {
         Ok(found) => found,
         Err(error) => {
             log::debug!("offsets are not checked: {error}");
-            return Ok(());
+            return Ok(Err(UNCHECKED.to_owned()));
         }
     };
     let what = match found {
-        selfcheck::HOLDS => return Ok(()),
+        selfcheck::HOLDS => return Ok(Ok(())),
         selfcheck::NO_MEMCG => "a task to its memory cgroup",
         selfcheck::OTHER_SUBSYSTEM => "a memory cgroup to its controller",
         selfcheck::OTHER_ID => "a memory cgroup to its directory",

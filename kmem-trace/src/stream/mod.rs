@@ -1,5 +1,7 @@
-//! From the ring to records: batches of bytes, decoded in place; the same for recorded files.
+//! From the programs to records: batches of bytes, decoded in place; the same for recorded files.
 
 pub mod decode;
+pub mod perf;
 pub mod recording;
 pub mod ring;
+pub mod source;

@@ -11,3 +11,4 @@ mod module;
 mod old;
 mod struck;
 mod types;
+mod without;

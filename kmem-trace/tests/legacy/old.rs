@@ -1,4 +1,4 @@
-//! The programs on the signatures of kernels before 5.10.
+//! The programs on the signatures of kernels before 5.10, those for kernels before 5.8 as well.
 
 use std::path::Path;
 
@@ -13,6 +13,7 @@ use crate::{
         machine,
         tracer::Tracer,
     },
+    without::ALL,
 };
 
 /// A trace of `cgroup` in which `role` goes to the module's `symbol`.
@@ -37,6 +38,20 @@ fn of(pid: u32, role: &str) -> impl Fn(&Value) -> bool {
 
 #[test]
 fn a_charge_of_3_10_is_told_with_its_cgroup_pages_and_result() {
+    charge("");
+}
+
+#[test]
+fn a_charge_of_3_10_is_told_by_the_programs_for_kernels_before_5_8_too() {
+    charge(&without());
+}
+
+/// What has those programs loaded.
+fn without() -> String {
+    format!("--forbid {ALL}")
+}
+
+fn charge(more: &str) {
     let Some(types) = module::loaded() else {
         return;
     };
@@ -47,7 +62,7 @@ fn a_charge_of_3_10_is_told_with_its_cgroup_pages_and_result() {
         "charge.user",
         "__mem_cgroup_try_charge",
         &types,
-        &format!("--record {file}"),
+        &format!("--record {file} {more}"),
     );
 
     let granted = module::call(&cgroup, "charge cc0 3 0");
@@ -123,15 +138,25 @@ fn nothing_is_told_of_charges_for_other_cgroups() {
 
 #[test]
 fn a_kmem_limit_of_3_10_is_told_by_its_cgroup() {
-    kmem_limit("memcg_update_kmem_limit", "limit");
+    kmem_limit("memcg_update_kmem_limit", "limit", "");
+}
+
+#[test]
+fn a_kmem_limit_of_3_10_is_told_by_the_programs_for_kernels_before_5_8_too() {
+    kmem_limit("memcg_update_kmem_limit", "limit", &without());
 }
 
 #[test]
 fn a_kmem_limit_of_4_5_to_5_15_is_told_by_its_memory_cgroup() {
-    kmem_limit("memcg_update_kmem_max", "max");
+    kmem_limit("memcg_update_kmem_max", "max", "");
 }
 
-fn kmem_limit(symbol: &str, word: &str) {
+#[test]
+fn a_kmem_limit_of_4_5_to_5_15_is_told_by_the_programs_for_kernels_before_5_8_too() {
+    kmem_limit("memcg_update_kmem_max", "max", &without());
+}
+
+fn kmem_limit(symbol: &str, word: &str, more: &str) {
     let Some(types) = module::loaded() else {
         return;
     };
@@ -140,7 +165,7 @@ fn kmem_limit(symbol: &str, word: &str) {
         return;
     }
     let cgroup = Cgroup::top("test-legacy-limit");
-    let tracer = traced(&cgroup, "limit.kmem", symbol, &types, "");
+    let tracer = traced(&cgroup, "limit.kmem", symbol, &types, more);
     for (value, result, said) in [(5, 0, "ok"), (0, -16, "EBUSY"), (1 << 40, -22, "EINVAL")] {
         let pid = module::call(&cgroup, &format!("{word} {value} {result}"));
         let event = tracer.event("a limit", of(pid, "limit.kmem"));

@@ -24,6 +24,7 @@ pub fn attach_best(inspection: &Inspection, request: &Request) -> Result<(Plan, 
         loader::loader().btf(btf);
     }
     let wanted = Wanted {
+        lacking: &inspection.allowed.lacking,
         sites: &inspection.sites,
         requested: &request.roles,
         sizes: request.sizes,

@@ -50,7 +50,7 @@ impl Session {
             Hierarchy::V2 => Counters::Files,
             Hierarchy::V1 => {
                 let btf = self.inspection.btf.as_ref().map_err(ToString::to_string);
-                match btf.and_then(MemcgStat::open) {
+                match btf.and_then(|btf| MemcgStat::open(btf, &self.request.forbidden)) {
                     Ok(stat) => Counters::Own(Box::new(stat)),
                     Err(why) => Counters::No(why),
                 }

@@ -80,8 +80,10 @@ impl Session {
                 .filter(|(role, _)| is_ledger(role))
                 .map(|(_, lost)| lost)
         };
+        let ring = by_role.values().map(|lost| lost.ring).sum::<u64>();
         Lost {
-            ring: by_role.values().map(|lost| lost.ring).sum(),
+            // Before 5.1 the kernel does not tell the program, only the reader, and that late.
+            ring: ring.max(self.told_lost),
             map_full: ledger().map(|lost| lost.map_full).sum(),
             skipped: ledger().map(|lost| lost.skipped).sum(),
             by_role,
@@ -125,7 +127,7 @@ impl Session {
 
     /// Pages that are in no total, at most.
     pub(super) fn lost_pages(&mut self, lost: &Lost) -> Result<u64> {
-        let reading = self.reading();
+        let reading = self.reading()?;
         let largest = reading
             .values()
             .map(|totals| totals.largest)

@@ -34,7 +34,8 @@ use kmem_trace_ebpf::record::{CgroupRecord, OP_MKDIR, OP_RELEASE, OP_RENAME, OP_
 
 use crate::{
     hooks::{
-        attach::{Attached, Sizes},
+        attach::{Attached, Sizes, Stream},
+        features::{Feature, Object},
         inspect::Inspection,
         limits::{self, Accounting, Unit},
         loader,
@@ -55,7 +56,9 @@ use crate::{
     },
     stream::{
         decode::{Record, text},
+        perf::Perf,
         ring::Ring,
+        source::Source,
     },
 };
 
@@ -76,6 +79,8 @@ pub struct Request {
     /// aya-log's level: 0 off … 5 trace.
     pub log_level: u8,
     pub strike: Struck,
+    /// What the kernel is taken not to have.
+    pub forbidden: Vec<Feature>,
     /// Let the kernel measure the programs.
     pub bpf_stats: bool,
     /// They are measured, and what costs too much is switched off.
@@ -107,6 +112,8 @@ pub struct Session {
     unnamed_at_start: HashSet<u64>,
     dirty: bool,
     functions: callsite::Functions,
+    /// Records that the source said were lost.
+    told_lost: u64,
     slab_start: slab::SlabStart,
     retired: retiring::Retired,
     /// Steps taken, and when.
@@ -122,7 +129,7 @@ impl Session {
     /// Where this kernel gives a ledger nothing to go by, or refuses what the plan needs.
     pub async fn start(request: Request) -> Result<Self> {
         loader::begin(request.btf.as_deref());
-        let mut inspection = Inspection::read(request.btf.as_deref());
+        let mut inspection = Inspection::read(request.btf.as_deref(), &request.forbidden);
         // A file that was asked for is used or refused, never passed over.
         if let (Some(_), Err(why)) = (&request.btf, &inspection.btf) {
             bail!("{why}");
@@ -174,6 +181,7 @@ impl Session {
             unnamed_at_start: HashSet::new(),
             dirty: false,
             functions,
+            told_lost: 0,
             slab_start: slab::SlabStart::default(),
             retired: retiring::Retired::default(),
             steps: Vec::new(),
@@ -191,13 +199,28 @@ impl Session {
         Ok(session)
     }
 
-    pub fn ring(&mut self) -> Result<Ring> {
-        let (ring, spare) = self
-            .attached
-            .rings
-            .take()
-            .context("the ring was taken already")?;
-        Ring::new(ring, spare).context("cannot watch the ring buffer")
+    /// Where records come from.
+    ///
+    /// # Errors
+    /// Where that was asked before, or the kernel does not open it.
+    pub fn source(&mut self) -> Result<Source> {
+        let stream = self.attached.stream.take();
+        Ok(match stream.context("the stream was taken already")? {
+            Stream::Rings(rings) => {
+                let [ring, spare] = *rings;
+                let ring = Ring::new(ring, spare).context("cannot watch the ring buffer")?;
+                Source::Ring(Box::new(ring))
+            }
+            Stream::Buffers(buffers) => {
+                let bytes = self.request.sizes.ring_bytes as usize;
+                Source::Perf(Perf::open(buffers, bytes, self.page_bytes)?)
+            }
+        })
+    }
+
+    /// What the source said that was lost.
+    pub fn lost_records(&mut self, told: u64) {
+        self.told_lost = told;
     }
 
     pub fn attached(&mut self) -> &mut Attached {
@@ -243,6 +266,11 @@ impl Session {
             {
                 spots.push("charge.user: its kprobes would hide from the ledger what interrupts charge meanwhile; ask for them with --events charge.user, or use --attach fentry".to_owned());
             }
+        }
+        spots.extend(self.attached.unchecked.clone());
+        let lacking = &self.inspection.allowed.lacking;
+        if lacking.lacks(Feature::RunOnRequest) && lacking.object() == Object::Newest {
+            spots.push("cgroups beyond --max-cgroups, the removed ones counted: where no tracing program runs on request, no place in the totals is used again".to_owned());
         }
         if let (true, Err(why)) = (self.request.slab, &self.plan.attribution) {
             spots.push(format!("whose slab it is: {why}"));
@@ -348,7 +376,7 @@ impl Session {
         if !self.plan.exact || !self.streams() {
             return Ok(None);
         }
-        let reading = self.reading();
+        let reading = self.reading()?;
         let differences = self.streamed.differences(&reading);
         for (id, slot, streamed, total) in differences.iter().take(10) {
             log::debug!("cgroup {id} slot {slot}: streamed {streamed} pages, totals {total}");

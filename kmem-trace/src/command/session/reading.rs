@@ -66,18 +66,16 @@ pub(super) type Key = (u64, &'static str);
 impl Session {
     /// The kernel-side totals of every cgroup, summed over CPUs, and what the programs wrote down of
     /// who is charged with whom.
-    pub(super) fn reading(&mut self) -> Reading {
+    ///
+    /// # Errors
+    /// Where the kernel does not hand them out.
+    pub(super) fn reading(&mut self) -> Result<Reading> {
         let mut reading = Reading::new();
-        for place in 0..self.attached.cgroups.elements() {
-            let cgroup = self.attached.cgroups.get(place);
-            if cgroup.cgroup_id == 0 {
-                continue;
-            }
+        for (cgroup, totals) in self.attached.totals()? {
             if cgroup.parent_id != 0 {
                 self.tree.charged_with(cgroup.cgroup_id, cgroup.parent_id);
             }
             // Two CPUs that meet a cgroup at once take a place each, and one gives its own back.
-            let totals = self.attached.totals(place);
             if totals != Totals::default() || !reading.contains_key(&cgroup.cgroup_id) {
                 reading.insert(cgroup.cgroup_id, totals);
             }
@@ -86,12 +84,12 @@ impl Session {
         for (id, totals) in &self.retired.totals {
             add_up(reading.entry(*id).or_default(), totals);
         }
-        reading
+        Ok(reading)
     }
 
-    pub(super) fn moved(&mut self, ids: &HashSet<u64>) -> HashMap<u64, Moved> {
-        let reading = self.reading();
-        moved(&reading, &self.tree, ids)
+    pub(super) fn moved(&mut self, ids: &HashSet<u64>) -> Result<HashMap<u64, Moved>> {
+        let reading = self.reading()?;
+        Ok(moved(&reading, &self.tree, ids))
     }
 
     pub(super) fn ids(&self) -> HashSet<u64> {
@@ -116,7 +114,7 @@ impl Session {
             }
         }
         if !self.plan.exact {
-            let reading = self.reading();
+            let reading = self.reading()?;
             self.unnamed_at_start = reading
                 .keys()
                 .filter(|id| self.tree.get(**id).is_none())
@@ -128,14 +126,14 @@ impl Session {
 
     /// One bracket a cgroup and counter: totals, files, totals.
     pub(super) fn brackets(&mut self, ids: &HashSet<u64>) -> Result<Vec<(Key, Bracket)>> {
-        let before = self.moved(ids);
+        let before = self.moved(ids)?;
         let mut files = Vec::new();
         for dir in &self.reported {
             if let Ok(values) = cgroupfs::counters(&dir.dir, self.hierarchy) {
                 files.push((dir.id, values));
             }
         }
-        let after = self.moved(ids);
+        let after = self.moved(ids)?;
         let mut brackets = Vec::new();
         for (id, values) in files {
             let (Some(before), Some(after)) = (before.get(&id), after.get(&id)) else {

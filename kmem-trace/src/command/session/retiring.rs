@@ -10,15 +10,19 @@ use std::{
     time::{Duration, Instant},
 };
 
+use anyhow::Result;
 use kmem_trace_ebpf::{
     sums::SLAB_KEYS,
     totals::{COUNTERS, Totals},
 };
 
 use super::Session;
-use crate::ledger::{
-    book,
-    slab::{self, SlabReading},
+use crate::{
+    ledger::{
+        book,
+        slab::{self, SlabReading},
+    },
+    stream::source,
 };
 
 /// Longer than a program runs that has looked a place up just before it was forgotten.
@@ -41,6 +45,8 @@ pub(super) struct Retired {
     pub(super) nameless_pages: u64,
     /// Something was released since the last look.
     pub(super) is_due: bool,
+    /// When released places were first seen, on the programs' clock.
+    noticed: HashMap<usize, u64>,
     /// Released by their records.
     pub(super) ids: Vec<u64>,
     /// Released, and still paying for slab.
@@ -52,15 +58,26 @@ pub(super) struct Retired {
 
 impl Session {
     /// Retires what was released. With all rings empty: records that are still to come would be
-    /// put down to cgroups that are no longer known.
-    pub fn retire(&mut self) {
+    /// put down to cgroups that are no longer known. Records older than `settled_ns` have come.
+    ///
+    /// # Errors
+    /// Where the kernel does not hand totals out.
+    pub fn retire(&mut self, settled_ns: u64) -> Result<()> {
         let late = self.retired.looked.map(|at| at.elapsed() >= HOLDERS_LOOK);
         let look = late.unwrap_or(true) && !self.retired.holders.is_empty();
         if std::mem::take(&mut self.retired.is_due) || look {
-            let places = self.attached.released();
+            let places = self.attached.released()?;
             let mut ids: HashSet<u64> = std::mem::take(&mut self.retired.ids).into_iter().collect();
+            let now_ns = source::now_ns();
             for (place, id) in places {
-                if self.retire_totals(place, id) {
+                // Its record is applied, and so are those before it; or was lost long ago.
+                let noticed = *self.retired.noticed.entry(place).or_insert(now_ns);
+                if !ids.contains(&id) && noticed > settled_ns {
+                    self.retired.is_due = true;
+                    continue;
+                }
+                self.retired.noticed.remove(&place);
+                if self.retire_totals(place, id)? {
                     ids.insert(id);
                 } else {
                     ids.remove(&id);
@@ -77,6 +94,7 @@ impl Session {
             self.forget_slab();
         }
         self.retire_slab();
+        Ok(())
     }
 
     /// Which of these slab is still charged to, if that is told apart from what their heirs hold;
@@ -123,9 +141,9 @@ impl Session {
     }
 
     /// Takes the totals out of a released cgroup's place; false where they stay.
-    fn retire_totals(&mut self, place: usize, id: u64) -> bool {
+    fn retire_totals(&mut self, place: usize, id: u64) -> Result<bool> {
         if self.is_target(id) {
-            return false;
+            return Ok(false);
         }
         let is_ours = |session: &Self| {
             let mut targets = session.request.targets.iter();
@@ -134,9 +152,9 @@ impl Session {
         let heir = self.tree.heir(id).filter(|_| is_ours(self));
         if heir.is_none() && self.plan.exact {
             // Ours by what the programs saw, and nobody knows below whom.
-            return false;
+            return Ok(false);
         }
-        let totals = self.attached.take_totals(place);
+        let totals = self.attached.take_totals(place)?;
         match heir {
             Some(heir) => book::add_up(self.retired.totals.entry(heir).or_default(), &totals),
             None if self.tree.get(id).is_none() && !self.unnamed_at_start.contains(&id) => {
@@ -148,7 +166,7 @@ impl Session {
             // Another's, by its name.
             None => {}
         }
-        true
+        Ok(true)
     }
 
     /// Forgets a released cgroup, whose heir has its sums from now on.
@@ -211,7 +229,9 @@ impl Session {
             !is_due
         });
         for place in due {
-            let (key, sums) = self.attached.take_slab(place);
+            let Some((key, sums)) = self.attached.take_slab(place) else {
+                continue;
+            };
             let heir = slab::inherited(&key, &self.tree);
             slab::add_up(&mut self.retired.slab, heir, &sums);
             // What was counted before the beginning goes the same way.

@@ -94,9 +94,10 @@ impl Session {
         if address == 0 {
             return "(pages of large kmallocs)".to_owned();
         }
-        match self.attached.caches.get(&address, 0) {
-            Ok(cache) => name::printable(text(&cache.name)),
-            Err(_) => format!("cache {address:#x}"),
+        let caches = self.attached.caches();
+        match caches.and_then(|caches| caches.get(&address, 0).ok()) {
+            Some(cache) => name::printable(text(&cache.name)),
+            None => format!("cache {address:#x}"),
         }
     }
 

@@ -21,8 +21,19 @@ use self::{
     places::{ITEMS, Item, Numbers, Places},
     reader::Reader,
 };
-use super::allowed::Allowed;
+use super::{
+    allowed::Allowed,
+    features::{Feature, Lacking, Object},
+};
 use crate::kernel::{btf::KernelBtf, security, symbols};
+
+/// Why there is none.
+const NOT_ON_REQUEST: &str = "this kernel runs no program on request that reads its memory (Linux 5.10 was the first that does)";
+
+/// Whether a kernel may run the program. One that needs the old object is older than that.
+pub fn runs_on_request(lacking: &Lacking) -> bool {
+    !lacking.lacks(Feature::RunOnRequest) && lacking.object() == Object::Newest
+}
 
 /// The program, loaded, and what it is to read.
 pub struct MemcgStat {
@@ -35,8 +46,9 @@ impl MemcgStat {
     /// Resolves the places and loads the program.
     ///
     /// # Errors
-    /// In one line: no rights, no kernel reads, or a place that this kernel's types do not show.
-    pub fn open(btf: &KernelBtf) -> Result<Self, String> {
+    /// In one line: no rights, no kernel reads, no such programs, or a place that this kernel's
+    /// types do not show.
+    pub fn open(btf: &KernelBtf, forbidden: &[Feature]) -> Result<Self, String> {
         let Places {
             config,
             members,
@@ -44,7 +56,11 @@ impl MemcgStat {
             counters,
         } = places::resolve(btf)?;
         // Only the verdict on reads counts, which needs neither types nor tracefs.
-        Allowed::probe(security::lockdown(), true, Ok(())).reads?;
+        let allowed = Allowed::probe(security::lockdown(), true, Ok(()), forbidden);
+        allowed.reads?;
+        if !runs_on_request(&allowed.lacking) {
+            return Err(NOT_ON_REQUEST.to_owned());
+        }
         let mut stat = Self {
             reader: Reader::load(&config, &members)?,
             items: Vec::new(),

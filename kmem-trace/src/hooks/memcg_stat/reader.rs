@@ -16,11 +16,7 @@ use kmem_trace_ebpf::{
     },
 };
 
-use super::super::{
-    allowed::cause,
-    attach::{OBJECT, SIZED},
-    loader::loader,
-};
+use super::super::{allowed::cause, attach::SIZED, features::OBJECT, loader::loader};
 
 const PROGRAM: &str = "rt_read_words";
 

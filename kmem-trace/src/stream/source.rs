@@ -1,0 +1,61 @@
+//! Where batches come from: the ring or, where the kernel has none, the perf buffers.
+
+use std::time::Duration;
+
+use nix::time::{ClockId, clock_gettime};
+
+use super::{decode::Batch, perf::Perf, ring::Ring};
+
+/// The consuming end of either.
+pub enum Source {
+    Ring(Box<Ring>),
+    Perf(Perf),
+}
+
+impl Source {
+    /// Returns when the programs have woken us.
+    pub async fn filling(&mut self) {
+        match self {
+            Self::Ring(ring) => ring.filling().await,
+            Self::Perf(perf) => perf.filling().await,
+        }
+    }
+
+    /// What waits; an empty batch means nothing does.
+    pub fn drain(&mut self) -> Batch {
+        match self {
+            Self::Ring(ring) => ring.drain(),
+            Self::Perf(perf) => perf.drain(),
+        }
+    }
+
+    /// Records up to this time were given out, once nothing waits.
+    pub fn settled_ns(&self) -> u64 {
+        match self {
+            Self::Ring(_) => u64::MAX,
+            Self::Perf(perf) => perf.settled_ns(),
+        }
+    }
+
+    /// Whether records are held back that older ones may still come before.
+    pub fn holds_back(&self) -> bool {
+        match self {
+            Self::Ring(_) => false,
+            Self::Perf(perf) => perf.holds_back(),
+        }
+    }
+
+    /// Records that were lost, where the source tells; the programs count them as well.
+    pub fn lost(&self) -> u64 {
+        match self {
+            Self::Ring(_) => 0,
+            Self::Perf(perf) => perf.lost(),
+        }
+    }
+}
+
+/// Now, on the programs' clock (`bpf_ktime_get_ns`).
+pub fn now_ns() -> u64 {
+    // It is there on every Linux.
+    clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |now| Duration::from(now).as_nanos() as u64)
+}
