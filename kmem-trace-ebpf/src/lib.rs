@@ -2,12 +2,13 @@
 //!
 //! [`record`] is what is streamed over the ring buffer (and kept in recorded files), [`totals`]
 //! and [`sums`] what the programs add up in maps, [`config`] the constants that userspace fills in
-//! before the programs are loaded, [`selfcheck`] and [`words`] what programs answer that are run on
-//! request. Everything is `#[repr(C)]`, without unnamed padding, in the byte order of
+//! before the programs are loaded, [`selfcheck`], [`words`] and [`pairs`] what programs answer that are
+//! run on request. Everything is `#[repr(C)]`, without unnamed padding, in the byte order of
 //! the machine. No behaviour lives here.
 #![no_std]
 
 pub mod config;
+pub mod pairs;
 pub mod record;
 pub mod selfcheck;
 pub mod sums;
@@ -21,6 +22,7 @@ pub const WIRE_VERSION: u32 = 2;
 mod plain {
     use crate::{
         config::Config,
+        pairs::ProgramMembers,
         sums::{Cache, Origin, SlabKey, SlabSums},
         totals::{Place, Totals},
         words::Members,
@@ -34,6 +36,8 @@ mod plain {
     unsafe impl aya::Pod for Place {}
     // SAFETY: as above.
     unsafe impl aya::Pod for Members {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for ProgramMembers {}
     // SAFETY: as above.
     unsafe impl aya::Pod for SlabKey {}
     // SAFETY: as above.

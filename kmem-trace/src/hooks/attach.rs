@@ -1,7 +1,7 @@
 //! A plan loaded into the kernel and attached.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, HashSet},
     os::fd::{AsFd as _, OwnedFd},
 };
 
@@ -15,7 +15,7 @@ use aya::{
 use kmem_trace_ebpf::{
     config::Config,
     sums::{Cache, DEAD, LAST, SLAB_KEYS, SlabKey, SlabSums},
-    totals::{CALLS_BEGUN, CALLS_COUNTED, Place as TotalsPlace, TALLIES, Totals},
+    totals::{Place as TotalsPlace, TALLIES, Totals},
 };
 
 use crate::kernel::proc::own;
@@ -24,6 +24,7 @@ use super::{
     allowed::cause,
     cast,
     mapping::Mapped,
+    pairs,
     plan::Plan,
     recycling,
     site::AllSites,
@@ -64,9 +65,9 @@ pub struct Attached {
     /// What was attached: role and program.
     pub programs: Vec<(&'static str, &'static str)>,
     /// Of the ledger.
-    kprobes: stats::Kprobes,
+    pub(super) kprobes: stats::Kprobes,
     /// Kept over [`Self::detach`].
-    last_skipped: BTreeMap<&'static str, u64>,
+    pub(super) last_skipped: BTreeMap<&'static str, u64>,
     /// Programs that are off their hooks, kept for their last figures.
     off: Vec<(String, OwnedFd)>,
     /// Memory of all maps, bytes.
@@ -126,6 +127,7 @@ pub fn attach(
     loader
         .btf(btf)
         .override_global("CONFIG", &config, true)
+        .override_global("PROGRAM_MEMBERS", &plan.program_members, true)
         .override_global("AYA_LOG_LEVEL", &log_level, false)
         .map_max_entries("RING", sizes.ring_bytes)
         .map_max_entries("PLACES", sizes.cgroups)
@@ -177,6 +179,7 @@ pub fn attach(
             }
         }
     }
+    pairs::join(&mut ebpf);
     recycling::load(&mut ebpf);
     let mut take = |name: &str| {
         ebpf.take_map(name)
@@ -296,61 +299,6 @@ impl Attached {
     /// One tally, summed over the CPUs.
     pub fn tally(&self, which: u32) -> u64 {
         self.tally.copies(which as usize, TALLIES as usize).sum()
-    }
-
-    /// Events that the programs did not see because the kernel skipped them, as far as it counts
-    /// that, by role; roles without any are left out.
-    pub fn skipped(&self) -> BTreeMap<&'static str, u64> {
-        let mut skipped = self.last_skipped.clone();
-        for (role, now) in self.skipped_now() {
-            let kept = skipped.entry(role).or_default();
-            *kept = now.max(*kept);
-        }
-        skipped
-    }
-
-    fn skipped_now(&self) -> BTreeMap<&'static str, u64> {
-        let stats: HashMap<&str, u64> = self
-            .stats()
-            .into_iter()
-            .map(|(name, stats)| (name, stats.skipped))
-            .collect();
-        let passed_over = self.kprobes.missed();
-        let mut skipped: BTreeMap<&'static str, u64> = BTreeMap::new();
-        let mut pairs: BTreeMap<&'static str, u64> = BTreeMap::new();
-        let mut first_missed = 0;
-        for (role, program) in &self.programs {
-            let missed = stats.get(program).copied().unwrap_or(0);
-            let is_ledger = role.starts_with("counter.");
-            if is_ledger && program.ends_with("_2") {
-                continue;
-            }
-            if let (true, Some(stem)) = (is_ledger, program.strip_suffix("_1")) {
-                // A call is missed where both programs of a pair were skipped.
-                let other = stats.get(format!("{stem}_2").as_str()).copied();
-                *pairs.entry(role).or_default() += missed.min(other.unwrap_or(0));
-                if program.starts_with("fe_") {
-                    first_missed += missed;
-                }
-                continue;
-            }
-            let id = match self.ebpf.program(program) {
-                Some(Program::KProbe(program)) => program.info().ok().map(|info| info.id()),
-                _ => None,
-            };
-            let by_kprobe = id.and_then(|id| passed_over.get(&id).copied());
-            *skipped.entry(role).or_default() += missed + by_kprobe.unwrap_or(0);
-        }
-        // Calls begun and not counted; of which role, only the misses of its pairs tell.
-        let counted = self.tally(CALLS_COUNTED);
-        let mut open = (self.tally(CALLS_BEGUN) + first_missed).saturating_sub(counted);
-        for (role, both_missed) in pairs {
-            let missed = both_missed.min(open);
-            open -= missed;
-            *skipped.entry(role).or_default() += missed;
-        }
-        skipped.retain(|_, count| *count > 0);
-        skipped
     }
 
     /// Time in the programs (ns) and their runs; `None` while the kernel does not measure.

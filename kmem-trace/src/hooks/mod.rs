@@ -11,6 +11,8 @@
 //! - [`memcg_stat`]: a memory cgroup's own counters, read on request.
 //! - [`site`]: where in a function a kprobe stands that no interrupt can hide events from.
 //! - [`mapping`]: the totals as the programs write them, read without a system call.
+//! - [`pairs`]: two programs on one event, one for what the kernel skips of the other.
+//! - `skipped`: what it skipped of both.
 //! - [`recycling`]: places of the totals and sums given back, switches turned.
 //! - [`verify`]: whether all that was read is of this kernel.
 //! - [`attach`]: the plan loaded and attached.
@@ -26,9 +28,11 @@ pub mod mapping;
 pub mod memcg_stat;
 #[cfg(test)]
 mod old_kernels;
+pub mod pairs;
 pub mod plan;
 pub mod recycling;
 pub mod site;
+mod skipped;
 pub mod slab_layout;
 pub mod slab_paths;
 pub mod stats;

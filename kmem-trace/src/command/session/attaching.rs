@@ -4,7 +4,10 @@ use std::collections::HashMap;
 
 use anyhow::{Result, anyhow, bail};
 use aya::Btf;
-use kmem_trace_ebpf::config::{Config, ROOTS, Root};
+use kmem_trace_ebpf::{
+    config::{Config, ROOTS, Root},
+    pairs::ProgramMembers,
+};
 
 use super::Request;
 use crate::hooks::{
@@ -12,6 +15,7 @@ use crate::hooks::{
     attach::{AttachError, Attached, attach},
     cast,
     inspect::Inspection,
+    pairs,
     plan::Plan,
     verify,
 };
@@ -32,6 +36,12 @@ pub fn attach_best(inspection: &Inspection, request: &Request) -> Result<(Plan, 
         None => Btf::from_sys_fs().ok(),
     };
     let cast = inspection.btf.as_ref().ok().and_then(cast::find);
+    let program_members = inspection
+        .btf
+        .as_ref()
+        .ok()
+        .and_then(|btf| pairs::members(btf).ok())
+        .unwrap_or(ProgramMembers::UNSET);
     let mut struck = request.strike.clone();
     let mut struck_why = HashMap::new();
     loop {
@@ -43,6 +53,7 @@ pub fn attach_best(inspection: &Inspection, request: &Request) -> Result<(Plan, 
         );
         plan.slab = request.slab && plan.attribution.is_ok();
         plan.cast = cast;
+        plan.program_members = program_members;
         let mut config = constants(&plan, request)?;
         // Whoever charges late, a program sees it or the free tells.
         let late_seen = plan
