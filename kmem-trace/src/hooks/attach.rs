@@ -319,13 +319,13 @@ impl Attached {
         }
     }
 
-    /// The same for what serves the roles wanted alone; a program that serves another one too
+    /// The same for programs wanted alone, by role and name; a program that serves another role too
     /// stays.
-    pub fn detach_roles(&mut self, wanted: impl Fn(&str) -> bool) {
+    pub fn detach_some(&mut self, wanted: impl Fn(&str, &str) -> bool) {
         self.last_skipped = self.skipped();
         let (off, on): (Vec<_>, Vec<_>) = std::mem::take(&mut self.programs)
             .into_iter()
-            .partition(|(role, _)| wanted(role));
+            .partition(|(role, program)| wanted(role, program));
         for (_, name) in off {
             if !on.iter().any(|(_, other)| *other == name)
                 && let Some(program) = self.ebpf.program_mut(name)

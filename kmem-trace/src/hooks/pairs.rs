@@ -37,6 +37,13 @@ pub fn members(btf: &KernelBtf) -> Result<ProgramMembers, String> {
     })
 }
 
+/// Whether a program is the second of a pair, which runs for the first where that is skipped.
+pub fn is_second(program: &str) -> bool {
+    program
+        .strip_suffix(SECOND)
+        .is_some_and(|first| FIRSTS.contains(&first))
+}
+
 /// Shows the first of each pair of which both are loaded to the second.
 pub(super) fn join(ebpf: &mut Ebpf) {
     for (pair, first) in FIRSTS.iter().enumerate() {

@@ -4,11 +4,11 @@ use std::collections::{BTreeMap, HashMap};
 
 use aya::programs::Program;
 use kmem_trace_ebpf::{
-    pairs::{FIRSTS, SECOND},
+    pairs::FIRSTS,
     totals::{CALLS_BEGUN, CALLS_COUNTED, SECOND_RUNS},
 };
 
-use super::attach::Attached;
+use super::{attach::Attached, pairs::is_second};
 
 impl Attached {
     /// Events that the programs did not see because the kernel skipped them, as far as it counts
@@ -74,11 +74,4 @@ impl Attached {
         skipped.retain(|_, count| *count > 0);
         skipped
     }
-}
-
-/// Whether a program is the second of a pair, which runs for the first where that is skipped.
-fn is_second(program: &str) -> bool {
-    program
-        .strip_suffix(SECOND)
-        .is_some_and(|first| FIRSTS.contains(&first))
 }

@@ -97,11 +97,7 @@ impl Arguments {
             return self.targets.clone();
         }
         let long = self.all.then_some(LONG_TARGET);
-        TARGETS
-            .into_iter()
-            .chain(long)
-            .map(str::to_owned)
-            .collect()
+        TARGETS.into_iter().chain(long).map(str::to_owned).collect()
     }
 }
 
