@@ -3,9 +3,12 @@
 //! The kernel skips a program that an interrupt nests in itself on its CPU, and counts for that how
 //! many runs of it are under way there (`bpf_prog.active`, `__bpf_trace_run`). The second program on
 //! the same event looks at that very count of the first: not zero says that the first is under way
-//! beneath this event, and was skipped for it. Tracepoints run their programs one after another
-//! without leaving the CPU in between where interrupts nest, so there is no moment at which the two
-//! see different things, and nobody sets or clears anything.
+//! beneath this event, and was skipped for it. An interrupt runs both of them above what it
+//! interrupted, so there is no moment at which the two see different things, and nobody sets or
+//! clears anything.
+//!
+//! Where tracepoints may be preempted (`tracepoint_srcu`, since about 7.0), another task may be what is
+//! beneath, and may go on between the two: such an event is lost, and counts as that.
 //!
 //! The count is a variable of each CPU, as is the element of [`OWN`]: how far the one lies from the
 //! other is the same on all of them.
