@@ -299,6 +299,15 @@ fn all_slab_that_goes_is_told_of() {
     tracer.end().assert_fine();
     assert_told("the end of a load", &slab);
     assert!(number(&slab.node, "slab_delta_bytes") < 0, "{}", slab.node);
+    // Most of it is freed after a grace period, in interrupts, many of which come in the middle of a
+    // program: of one on each event the kernel skipped 1 in 100 here.
+    let went: i64 = slab
+        .lines
+        .iter()
+        .map(|line| number(line, "objects").abs())
+        .sum();
+    let skipped = number(&slab.node["lost"], "skipped");
+    assert!(skipped * 500 <= went, "{skipped} of {went}: {}", slab.node);
 }
 
 #[test]
