@@ -151,9 +151,15 @@ pub fn attach(
     // Programs name maps by descriptors until they are loaded: these stay open for that long.
     let _free = fill(&mut ebpf, "FREE", sizes.cgroups)?;
     let _slab_free = fill(&mut ebpf, "SLAB_FREE", config.slab_places)?;
+    let wanted = plan.wanted(requested);
+    let hooks = || {
+        let chosen = wanted.iter().filter_map(|resolved| resolved.choice);
+        chosen.flat_map(|(_, candidate)| candidate.hooks)
+    };
+    pairs::join(&mut ebpf, |name| hooks().any(|hook| hook.program == name));
     let mut programs = Vec::new();
     let mut placed: Vec<Hook> = Vec::new();
-    for resolved in plan.wanted(requested) {
+    for resolved in &wanted {
         let Some((index, candidate)) = resolved.choice else {
             continue;
         };
@@ -179,7 +185,6 @@ pub fn attach(
             }
         }
     }
-    pairs::join(&mut ebpf);
     recycling::load(&mut ebpf);
     let mut take = |name: &str| {
         ebpf.take_map(name)

@@ -44,12 +44,19 @@ pub fn is_second(program: &str) -> bool {
         .is_some_and(|first| FIRSTS.contains(&first))
 }
 
-/// Shows the first of each pair of which both are loaded to the second.
-pub(super) fn join(ebpf: &mut Ebpf) {
+/// Loads both of each pair that is to be attached, and shows the first to the second: before either
+/// is attached, or what the kernel skips meanwhile would be lost.
+pub(super) fn join(ebpf: &mut Ebpf, is_wanted: impl Fn(&str) -> bool) {
     for (pair, first) in FIRSTS.iter().enumerate() {
         let second = format!("{first}{SECOND}");
-        let is_loaded = |name: &str| ebpf.program(name).is_some_and(|it| it.fd().is_ok());
-        if !is_loaded(first) || !is_loaded(&second) {
+        if !is_wanted(first) || !is_wanted(&second) {
+            continue;
+        }
+        // Where the kernel refuses one, attaching it says so.
+        if load(ebpf, first)
+            .and_then(|()| load(ebpf, &second))
+            .is_err()
+        {
             continue;
         }
         match find(ebpf, first, pair) {
@@ -57,6 +64,17 @@ pub(super) fn join(ebpf: &mut Ebpf) {
             Ok(other) => log::debug!("{first} is not found by its descriptor: {other}"),
             Err(error) => log::debug!("{first} is not found by its descriptor: {error}"),
         }
+    }
+}
+
+fn load(ebpf: &mut Ebpf, name: &str) -> Result<(), ProgramError> {
+    let program: &mut RawTracePoint = ebpf
+        .program_mut(name)
+        .ok_or(ProgramError::NotLoaded)?
+        .try_into()?;
+    match program.fd() {
+        Ok(_) => Ok(()),
+        Err(_) => program.load(),
     }
 }
 
@@ -75,12 +93,10 @@ fn find(ebpf: &mut Ebpf, first: &str, pair: usize) -> Result<u32, ProgramError> 
         u64::from(own_id),
         pair as u64,
     ]);
+    load(ebpf, PROGRAM)?;
     let finder: &mut RawTracePoint = ebpf
         .program_mut(PROGRAM)
         .ok_or(ProgramError::NotLoaded)?
         .try_into()?;
-    if finder.fd().is_err() {
-        finder.load()?;
-    }
     finder.test_run(options).map(|result| result.return_value)
 }

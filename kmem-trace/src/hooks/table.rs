@@ -174,14 +174,14 @@ macro_rules! user_charge {
 }
 
 /// Slab events under each mechanism, the cheapest first. Where the kernel skips what interrupts
-/// itself, a second program on each takes care of that.
+/// itself, a second program on each takes care of that: attached first, so as to miss nothing.
 macro_rules! slab_candidates {
     ($([$($raw:literal $second:literal $classic:literal $tracepoint:literal),*])*) => {
         &[
             $(Candidate {
                 mechanism: M::RawTracepoint,
                 hooks: hooks! {
-                    $($raw P::RawTracepoint, $tracepoint; $second P::RawTracepoint, $tracepoint;)*
+                    $($second P::RawTracepoint, $tracepoint; $raw P::RawTracepoint, $tracepoint;)*
                 },
                 needs: &[Need::GuardedPrograms, Need::OwnPrograms],
                 gives: Status::Exact,

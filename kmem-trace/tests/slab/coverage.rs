@@ -207,7 +207,7 @@ fn all_slab_of_tcp_connections_is_told_of() {
 
 #[test]
 fn all_slab_of_files_in_tmpfs_is_told_of() {
-    told_as_it_comes("dir=/dev/shm dentries=10000");
+    told_as_it_comes("dir=/dev/shm dentries=40000");
 }
 
 /// How many names the kernel knows not to be there.
@@ -237,7 +237,7 @@ fn all_slab_of_negative_dentries_is_told_of() {
         machine::skip("no file system here keeps negative dentries");
         return;
     }
-    told_as_it_comes(&format!("dir={dir} negative=20000"));
+    told_as_it_comes(&format!("dir={dir} negative=100000"));
 }
 
 #[test]
@@ -252,7 +252,7 @@ fn all_slab_of_inotify_watches_is_told_of() {
 
 #[test]
 fn all_slab_of_epoll_entries_is_told_of() {
-    told_as_it_comes("epoll=40000");
+    told_as_it_comes("epoll=100000");
 }
 
 #[test]
@@ -277,7 +277,7 @@ fn all_slab_of_io_uring_rings_is_told_of() {
         machine::skip("this kernel forbids io_uring");
         return;
     }
-    told_as_it_comes("io_uring=1000");
+    told_as_it_comes("io_uring=4000");
 }
 
 #[test]
@@ -285,7 +285,7 @@ fn all_slab_that_goes_is_told_of() {
     if !machine::is_vm() {
         return;
     }
-    let words = "netns dir=/dev/shm tcp=1000 inotify=10000 dentries=10000 unix=1000 pipes=1000";
+    let words = "netns dir=/dev/shm tcp=2000 inotify=10000 dentries=20000 unix=5000 pipes=10000";
     let parent = parent("goes");
     let held = load::start(&parent, words);
     let shrinker = Shrinker::start();
