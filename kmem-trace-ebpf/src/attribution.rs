@@ -626,6 +626,11 @@ fn allocated(object: &Object, key: &mut SlabKey, memcg: u64) {
             cause(u64::from(object.gfp), key.cache, asking) as u8
         };
         let bytes = if key.size == 0 {
+            // Of one large kmalloc, some kernels tell twice (`__do_kmalloc_node` and
+            // `__kmalloc_large_node_noprof` beneath it, 6.12).
+            if OWNERLESS.get_ptr(object.address).is_some() {
+                return;
+            }
             object.bytes_alloc
         } else {
             u64::from(key.size)

@@ -2,13 +2,14 @@
 //!
 //! [`record`] is what is streamed over the ring buffer (and kept in recorded files), [`totals`]
 //! and [`sums`] what the programs add up in maps, [`config`] the constants that userspace fills in
-//! before the programs are loaded, [`selfcheck`] and [`words`] what programs answer that are run on
-//! request, [`handed`] what one of them hands out. Everything is `#[repr(C)]`, without unnamed padding,
-//! in the byte order of the machine. No behaviour lives here.
+//! before the programs are loaded, [`selfcheck`], [`words`] and [`pairs`] what programs answer that are
+//! run on request, [`handed`] what one of them hands out. Everything is `#[repr(C)]`, without unnamed
+//! padding, in the byte order of the machine. No behaviour lives here.
 #![no_std]
 
 pub mod config;
 pub mod handed;
+pub mod pairs;
 pub mod record;
 pub mod selfcheck;
 pub mod sums;
@@ -22,6 +23,7 @@ pub const WIRE_VERSION: u32 = 2;
 mod plain {
     use crate::{
         config::Config,
+        pairs::ProgramMembers,
         sums::{Cache, Origin, SlabKey, SlabSums},
         totals::{Place, Totals},
         words::Members,
@@ -35,6 +37,8 @@ mod plain {
     unsafe impl aya::Pod for Place {}
     // SAFETY: as above.
     unsafe impl aya::Pod for Members {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for ProgramMembers {}
     // SAFETY: as above.
     unsafe impl aya::Pod for SlabKey {}
     // SAFETY: as above.

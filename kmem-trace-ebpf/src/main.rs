@@ -36,6 +36,8 @@ mod owner;
 mod places;
 mod read;
 #[cfg(not(feature = "old"))]
+mod second;
+#[cfg(not(feature = "old"))]
 mod slab;
 #[cfg(not(feature = "old"))]
 mod stat;
@@ -55,11 +57,12 @@ use aya_ebpf::{
 use aya_log_ebpf::debug;
 use kmem_trace_ebpf::{
     config::ABSENT,
+    pairs::{PAIR_CACHE_ALLOC, PAIR_CACHE_FREE, PAIR_KFREE, PAIR_KMALLOC},
     record::{
         OP_ALLOC, OP_ATTACH, OP_CHARGE, OP_FREE, OP_MKDIR, OP_REFUSED, OP_RELEASE, OP_RENAME,
         OP_RMDIR, OP_TRY_CHARGE, OP_UNCHARGE,
     },
-    totals::{LOST_PAGES, LOST_UNREAD, ROLE_CHARGE},
+    totals::{LOST_PAGES, LOST_UNREAD, ROLE_CHARGE, SECOND_RUNS},
 };
 
 #[cfg(not(feature = "old"))]
@@ -67,6 +70,7 @@ use crate::{
     attribution::{IN_HARDIRQ, IN_SOFTIRQ, interrupt},
     owner::removed,
     places::give_back,
+    second::{find_first, first_is_skipped},
     slab::{Object, slab_event},
     stat::read_words,
 };
@@ -291,6 +295,25 @@ pub extern "C" fn rt_give_back(ctx: *mut core::ffi::c_void) -> u32 {
     )
 }
 
+// --- the first program of a pair, on request -----------------------------------------------------
+
+/// Attached to nothing and run as [`rt_check_offsets`] is; its arguments are those of
+/// [`find_first`].
+#[cfg(not(feature = "old"))]
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "raw_tracepoint")]
+pub extern "C" fn rt_find_first(ctx: *mut core::ffi::c_void) -> u32 {
+    let ctx: *const u8 = ctx.cast_const().cast();
+    find_first(
+        unsafe { bpf_get_current_task() },
+        argument(ctx, 0),
+        argument(ctx, 1) as u32,
+        argument(ctx, 2),
+        argument(ctx, 3) as u32,
+        argument(ctx, 4) as u32,
+    )
+}
+
 // --- tracepoints: memory.stat items ------------------------------------------------------------
 
 #[tracepoint]
@@ -465,7 +488,7 @@ pub fn tb_cgroup_attach_task(ctx: BtfTracePointContext) -> i32 {
 // --- slab: classic tracepoints, raw tracepoints and their BTF-typed form -----------------------
 
 macro_rules! slab_programs {
-    ($($tracepoint:ident $raw:ident $typed:ident = $op:ident, $event:ident;)*) => { $(
+    ($($tracepoint:ident $raw:ident $second:ident $typed:ident = $op:ident, $event:ident, $pair:ident;)*) => { $(
         #[tracepoint]
         pub fn $tracepoint(ctx: TracePointContext) -> u32 {
             let ctx = ctx.as_ptr().cast_const().cast();
@@ -489,6 +512,16 @@ macro_rules! slab_programs {
 
         #[raw_tracepoint]
         pub fn $raw(ctx: RawTracePointContext) -> i32 {
+            slab_arguments!(ctx, $op, $event)
+        }
+
+        /// On the same event as the one above (see `second`).
+        #[raw_tracepoint]
+        pub fn $second(ctx: RawTracePointContext) -> i32 {
+            if !first_is_skipped($pair) {
+                return 0;
+            }
+            tally(SECOND_RUNS + $pair, 1);
             slab_arguments!(ctx, $op, $event)
         }
 
@@ -517,10 +550,10 @@ macro_rules! slab_arguments {
 }
 #[cfg(not(feature = "old"))]
 slab_programs! {
-    tp_cache_alloc rt_cache_alloc tb_cache_alloc = OP_ALLOC, cache_alloc;
-    tp_kmalloc rt_kmalloc tb_kmalloc = OP_ALLOC, kmalloc;
-    tp_cache_free rt_cache_free tb_cache_free = OP_FREE, cache_free;
-    tp_kfree rt_kfree tb_kfree = OP_FREE, kfree;
+    tp_cache_alloc rt_cache_alloc rt_cache_alloc_2 tb_cache_alloc = OP_ALLOC, cache_alloc, PAIR_CACHE_ALLOC;
+    tp_kmalloc rt_kmalloc rt_kmalloc_2 tb_kmalloc = OP_ALLOC, kmalloc, PAIR_KMALLOC;
+    tp_cache_free rt_cache_free rt_cache_free_2 tb_cache_free = OP_FREE, cache_free, PAIR_CACHE_FREE;
+    tp_kfree rt_kfree rt_kfree_2 tb_kfree = OP_FREE, kfree, PAIR_KFREE;
 }
 
 // --- context: softirqs and hardirq handlers ---------------------------------------------------

@@ -119,8 +119,11 @@ pub const LOST_OBJECTS: u32 = LOST_DEPTH + 5;
 pub const SLAB_MISREAD: u32 = LOST_DEPTH + 6;
 /// Removed cgroups that were remembered by what their objects are charged to.
 pub const DEAD_NOTED: u32 = LOST_DEPTH + 7;
+/// Events that the second program of a pair took care of, because the kernel skipped the first: a
+/// tally a pair, from here on.
+pub const SECOND_RUNS: u32 = LOST_DEPTH + 8;
 /// Places in the tally map, a CPU.
-pub const TALLIES: u32 = LOST_DEPTH + 8;
+pub const TALLIES: u32 = SECOND_RUNS + crate::pairs::PAIRS;
 
 // What the program that gives places back is asked for.
 /// A place of the totals is free again.

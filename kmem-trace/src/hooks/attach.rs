@@ -1,7 +1,7 @@
 //! A plan loaded into the kernel and attached.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, HashSet},
     os::fd::{AsFd as _, OwnedFd},
 };
 
@@ -14,8 +14,9 @@ use aya::{
 };
 use kmem_trace_ebpf::{
     config::Config,
+    pairs::ProgramMembers,
     sums::{Cache, DEAD, LAST, SLAB_KEYS, SlabKey, SlabSums},
-    totals::{CALLS_BEGUN, CALLS_COUNTED, Place as TotalsPlace, TALLIES, Totals},
+    totals::{Place as TotalsPlace, TALLIES, Totals},
 };
 
 use crate::kernel::proc::own;
@@ -25,6 +26,7 @@ use super::{
     features::{Lacking, Object},
     kept::{Kept, Slab},
     loader::loader,
+    pairs,
     plan::Plan,
     recycling,
     site::AllSites,
@@ -72,9 +74,9 @@ pub struct Attached {
     /// What was attached: role and program.
     pub programs: Vec<(&'static str, &'static str)>,
     /// Of the ledger.
-    kprobes: stats::Kprobes,
+    pub(super) kprobes: stats::Kprobes,
     /// Kept over [`Self::detach`].
-    last_skipped: BTreeMap<&'static str, u64>,
+    pub(super) last_skipped: BTreeMap<&'static str, u64>,
     /// Programs that are off their hooks, kept for their last figures.
     off: Vec<(String, OwnedFd)>,
     /// Memory of all maps, bytes.
@@ -165,9 +167,15 @@ pub fn attach(plan: &Plan, config: &Config, wanted: &Wanted<'_>) -> Result<Attac
     };
     let config: &'static Config = config;
     let log_level: &'static u8 = Box::leak(Box::new(log_level));
+    let program_members: &'static ProgramMembers = Box::leak(Box::new(plan.program_members));
     let mut loader = loader();
     loader
         .override_global("CONFIG", config, true)
+        .override_global(
+            "PROGRAM_MEMBERS",
+            program_members,
+            lacking.object() == Object::Newest,
+        )
         .override_global("AYA_LOG_LEVEL", log_level, false)
         .map_max_entries("RING", sizes.ring_bytes)
         .map_max_entries("PLACES", sizes.cgroups)
@@ -195,11 +203,17 @@ pub fn attach(plan: &Plan, config: &Config, wanted: &Wanted<'_>) -> Result<Attac
     if lacking.object() == Object::Newest {
         recycling::fill(&mut ebpf, recycling::SLAB_FREE, config.slab_places)?;
     }
+    let wanted = plan.wanted(requested);
+    let hooks = || {
+        let chosen = wanted.iter().filter_map(|resolved| resolved.choice);
+        chosen.flat_map(|(_, candidate)| candidate.hooks)
+    };
+    pairs::join(&mut ebpf, |name| hooks().any(|hook| hook.program == name));
     let mut programs = Vec::new();
     let mut placed: Vec<Hook> = Vec::new();
     let mut refused: Vec<Refused> = Vec::new();
     let mut refused_hooks: Vec<(Hook, String, bool)> = Vec::new();
-    for resolved in plan.wanted(requested) {
+    for resolved in &wanted {
         let Some((index, candidate)) = resolved.choice else {
             continue;
         };
@@ -335,61 +349,6 @@ impl Attached {
         })
     }
 
-    /// Events that the programs did not see because the kernel skipped them, as far as it counts
-    /// that, by role; roles without any are left out.
-    pub fn skipped(&self) -> BTreeMap<&'static str, u64> {
-        let mut skipped = self.last_skipped.clone();
-        for (role, now) in self.skipped_now() {
-            let kept = skipped.entry(role).or_default();
-            *kept = now.max(*kept);
-        }
-        skipped
-    }
-
-    fn skipped_now(&self) -> BTreeMap<&'static str, u64> {
-        let stats: HashMap<&str, u64> = self
-            .stats()
-            .into_iter()
-            .map(|(name, stats)| (name, stats.skipped))
-            .collect();
-        let passed_over = self.kprobes.missed();
-        let mut skipped: BTreeMap<&'static str, u64> = BTreeMap::new();
-        let mut pairs: BTreeMap<&'static str, u64> = BTreeMap::new();
-        let mut first_missed = 0;
-        for (role, program) in &self.programs {
-            let missed = stats.get(program).copied().unwrap_or(0);
-            let is_ledger = role.starts_with("counter.");
-            if is_ledger && program.ends_with("_2") {
-                continue;
-            }
-            if let (true, Some(stem)) = (is_ledger, program.strip_suffix("_1")) {
-                // A call is missed where both programs of a pair were skipped.
-                let other = stats.get(format!("{stem}_2").as_str()).copied();
-                *pairs.entry(role).or_default() += missed.min(other.unwrap_or(0));
-                if program.starts_with("fe_") {
-                    first_missed += missed;
-                }
-                continue;
-            }
-            let id = match self.ebpf.program(program) {
-                Some(Program::KProbe(program)) => program.info().ok().map(|info| info.id()),
-                _ => None,
-            };
-            let by_kprobe = id.and_then(|id| passed_over.get(&id).copied());
-            *skipped.entry(role).or_default() += missed + by_kprobe.unwrap_or(0);
-        }
-        // Calls begun and not counted; of which role, only the misses of its pairs tell.
-        let counted = self.tally(CALLS_COUNTED);
-        let mut open = (self.tally(CALLS_BEGUN) + first_missed).saturating_sub(counted);
-        for (role, both_missed) in pairs {
-            let missed = both_missed.min(open);
-            open -= missed;
-            *skipped.entry(role).or_default() += missed;
-        }
-        skipped.retain(|_, count| *count > 0);
-        skipped
-    }
-
     /// Time in the programs (ns) and their runs; `None` while the kernel does not measure.
     pub fn run_time(&self) -> Option<(u64, u64)> {
         let (ns, runs) = self.stats().iter().fold((0, 0), |(ns, runs), (_, stats)| {
@@ -408,13 +367,13 @@ impl Attached {
         }
     }
 
-    /// The same for what serves the roles wanted alone; a program that serves another one too
+    /// The same for programs wanted alone, by role and name; a program that serves another role too
     /// stays.
-    pub fn detach_roles(&mut self, wanted: impl Fn(&str) -> bool) {
+    pub fn detach_some(&mut self, wanted: impl Fn(&str, &str) -> bool) {
         self.last_skipped = self.skipped();
         let (off, on): (Vec<_>, Vec<_>) = std::mem::take(&mut self.programs)
             .into_iter()
-            .partition(|(role, _)| wanted(role));
+            .partition(|(role, program)| wanted(role, program));
         for (_, name) in off {
             if !on.iter().any(|(_, other)| *other == name)
                 && let Some(program) = self.ebpf.program_mut(name)

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use kmem_trace_ebpf::config::{ABSENT, Config, ITEMS, SlabFields};
 
 use crate::{
-    hooks::{limits, slab_layout, table::Need},
+    hooks::{limits, pairs, slab_layout, table::Need},
     kernel::{
         btf::{BtfError, KernelBtf},
         cgroupfs::Hierarchy,
@@ -61,6 +61,7 @@ pub fn resolve(sources: &Sources<'_>) -> Layout {
                 ),
             };
             unmet.insert(lacking, why.to_owned());
+            note(&mut unmet, Need::OwnPrograms, pairs::members(btf).map(drop));
             slab_cache(btf, &mut config);
             task_memcg(btf, &mut config);
             limits::layout(btf, &mut config);
@@ -79,6 +80,7 @@ pub fn resolve(sources: &Sources<'_>) -> Layout {
                 Need::StatItems,
                 Need::GuardedPrograms,
                 Need::UnguardedPrograms,
+                Need::OwnPrograms,
             ] {
                 unmet.insert(need, why.to_owned());
             }

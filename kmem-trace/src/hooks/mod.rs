@@ -15,6 +15,8 @@
 //! - [`mapping`]: the totals as the programs write them, read without a system call.
 //! - [`handed`]: the same where the kernel maps no arrays.
 //! - [`kept`]: whichever it is.
+//! - [`pairs`]: two programs on one event, one for what the kernel skips of the other.
+//! - `skipped`: what it skipped of both.
 //! - [`recycling`]: places of the totals and sums given back, switches turned.
 //! - [`verify`]: whether all that was read is of this kernel.
 //! - [`attach`]: the plan loaded and attached.
@@ -34,9 +36,11 @@ pub mod mapping;
 pub mod memcg_stat;
 #[cfg(test)]
 mod old_kernels;
+pub mod pairs;
 pub mod plan;
 pub mod recycling;
 pub mod site;
+mod skipped;
 pub mod slab_layout;
 pub mod slab_paths;
 pub mod stats;

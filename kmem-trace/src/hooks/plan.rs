@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
-use kmem_trace_ebpf::config::Config;
+use kmem_trace_ebpf::{config::Config, pairs::ProgramMembers};
 use serde::Serialize;
 
 use super::{
@@ -89,6 +89,8 @@ pub struct Plan {
     pub slab: bool,
     /// How programs load kernel memory; `None`: by a helper.
     pub cast: Option<super::cast::Cast>,
+    /// How the second program of a pair finds the first.
+    pub program_members: ProgramMembers,
     /// The ledger follows page counters; otherwise `memory.stat` items, within a bound.
     pub exact: bool,
 }
@@ -216,6 +218,7 @@ pub fn resolve(facts: &Facts<'_>) -> Plan {
         attribution,
         slab: false,
         cast: None,
+        program_members: ProgramMembers::UNSET,
         exact,
     }
 }

@@ -74,6 +74,8 @@ pub enum Need {
     GuardedPrograms,
     /// It does not.
     UnguardedPrograms,
+    /// From a descriptor of ours to the program that it is.
+    OwnPrograms,
     /// Items of `memory.stat` and their numbers.
     StatItems,
     /// From an object's address to its slab page, cache and payer.
@@ -171,16 +173,33 @@ macro_rules! user_charge {
     };
 }
 
-/// Slab events under each mechanism, the cheapest first.
+/// Slab events under each mechanism, the cheapest first. Where the kernel skips what interrupts
+/// itself, a second program on each takes care of that: attached first, so as to miss nothing.
 macro_rules! slab_candidates {
-    ($([$($raw:literal $classic:literal $tracepoint:literal),*])*) => {
+    ($([$($raw:literal $second:literal $classic:literal $tracepoint:literal),*])*) => {
         &[
+            $(Candidate {
+                mechanism: M::RawTracepoint,
+                hooks: hooks! {
+                    $($second P::RawTracepoint, $tracepoint; $raw P::RawTracepoint, $tracepoint;)*
+                },
+                needs: &[Need::GuardedPrograms, Need::OwnPrograms],
+                gives: Status::Exact,
+                remark: "",
+            },)*
+            $(Candidate {
+                mechanism: M::RawTracepoint,
+                hooks: hooks! { $($raw P::RawTracepoint, $tracepoint;)* },
+                needs: &[Need::UnguardedPrograms],
+                gives: Status::Exact,
+                remark: "",
+            },)*
             $(Candidate {
                 mechanism: M::RawTracepoint,
                 hooks: hooks! { $($raw P::RawTracepoint, $tracepoint;)* },
                 needs: &[],
-                gives: Status::Exact,
-                remark: "",
+                gives: Status::Bounded,
+                remark: NESTED_SLAB,
             },)*
             $(Candidate {
                 mechanism: M::Tracepoint,
@@ -220,6 +239,7 @@ const COUNTER: &[Need] = &[Need::CounterOwner, Need::MemcgId];
 const GUARDED_COUNTER: &[Need] = &[Need::CounterOwner, Need::MemcgId, Need::GuardedPrograms];
 const UNGUARDED_COUNTER: &[Need] = &[Need::CounterOwner, Need::MemcgId, Need::UnguardedPrograms];
 const NESTING: &str = "an interrupt during a probe is not traced: pages that it frees are missed";
+const NESTED_SLAB: &str = "what an interrupt allocates or frees during a program is not seen";
 const LIMIT_FILES_V1: &[Need] = &[Need::V1, Need::MemcgId, Need::LimitArguments];
 const LIMIT_FILES_V2: &[Need] = &[Need::V2, Need::MemcgId, Need::LimitArguments];
 const SLAB_PATH: &[Need] = &[Need::SlabPlace, Need::SlabPathArguments];
@@ -562,12 +582,12 @@ pub static ROLES: &[Role] = &[
         purpose: "slab objects allocated",
         candidates: slab_candidates!(
             // Kernels that tell allocations on a node apart (before 6.1).
-            ["rt_cache_alloc" "tp_cache_alloc" "kmem_cache_alloc",
-             "rt_cache_alloc" "tp_cache_alloc" "kmem_cache_alloc_node",
-             "rt_kmalloc" "tp_kmalloc" "kmalloc",
-             "rt_kmalloc" "tp_kmalloc" "kmalloc_node"]
-            ["rt_cache_alloc" "tp_cache_alloc" "kmem_cache_alloc",
-             "rt_kmalloc" "tp_kmalloc" "kmalloc"]
+            ["rt_cache_alloc" "rt_cache_alloc_2" "tp_cache_alloc" "kmem_cache_alloc",
+             "rt_cache_alloc" "rt_cache_alloc_2" "tp_cache_alloc" "kmem_cache_alloc_node",
+             "rt_kmalloc" "rt_kmalloc_2" "tp_kmalloc" "kmalloc",
+             "rt_kmalloc" "rt_kmalloc_2" "tp_kmalloc" "kmalloc_node"]
+            ["rt_cache_alloc" "rt_cache_alloc_2" "tp_cache_alloc" "kmem_cache_alloc",
+             "rt_kmalloc" "rt_kmalloc_2" "tp_kmalloc" "kmalloc"]
         ),
         without: "slab allocations are not seen",
         on_request: true,
@@ -576,7 +596,7 @@ pub static ROLES: &[Role] = &[
         name: "slab.free",
         purpose: "slab objects freed",
         candidates: slab_candidates!(
-            ["rt_cache_free" "tp_cache_free" "kmem_cache_free", "rt_kfree" "tp_kfree" "kfree"]
+            ["rt_cache_free" "rt_cache_free_2" "tp_cache_free" "kmem_cache_free", "rt_kfree" "rt_kfree_2" "tp_kfree" "kfree"]
         ),
         without: "slab frees are not seen",
         on_request: true,

@@ -18,6 +18,8 @@ const PATIENCE: u32 = 2;
 pub enum Step {
     /// No single events: no records of charges and objects are sent, reports are printed instead.
     Aggregates,
+    /// Slab events that interrupt a program of ours are skipped, and counted as that.
+    NoSecondPrograms,
     /// Slab is added up without call sites.
     NoCallSites,
     /// Slab is not followed any more.
@@ -31,6 +33,7 @@ impl Step {
     pub fn off(self) -> &'static str {
         match self {
             Self::Aggregates => "single events",
+            Self::NoSecondPrograms => "second programs on slab events",
             Self::NoCallSites => "call sites of slab",
             Self::LedgerOnly => "slab attribution",
             Self::NoneLeft => "nothing: the ledger is all that is left",
@@ -42,6 +45,9 @@ impl Step {
         match self {
             Self::Aggregates => {
                 "which single charges and objects there were; the sums go on, unchecked by records"
+            }
+            Self::NoSecondPrograms => {
+                "what an interrupt in a slab program allocates or frees: that counts as skipped"
             }
             Self::NoCallSites => "which code asked for slab that came after this",
             Self::LedgerOnly => "whose slab it is; the slab figures end here",

@@ -61,6 +61,68 @@ impl Drop for Shrinker {
     }
 }
 
+/// What the kernel says of a cache.
+struct Cache {
+    name: String,
+    object_bytes: f64,
+    /// Objects that shrinking leaves on lists of CPUs, where they count as in use whether they are
+    /// or not: those of the slab that a CPU takes next, and of its sheaves (main, spare, and the one
+    /// that waits for RCU) where the kernel has them (mm/slub.c, `struct slub_percpu_sheaves`).
+    on_cpus: f64,
+}
+
+impl Cache {
+    fn of(name: &str) -> Self {
+        let dir = PathBuf::from("/sys/kernel/slab").join(name);
+        let number = |file: &str| -> Option<f64> {
+            let text = fs::read_to_string(dir.join(file)).ok()?;
+            text.split_whitespace().next()?.parse().ok()
+        };
+        let cpus = thread::available_parallelism()
+            .expect("there is a CPU")
+            .get() as f64;
+        let of_slab = number("objs_per_slab").expect("SLUB says how many");
+        let of_sheaf = number("sheaf_capacity").unwrap_or(0.0);
+        Self {
+            name: name.to_owned(),
+            object_bytes: number("slab_size").expect("SLUB says how large"),
+            on_cpus: cpus * (of_slab + 3.0 * of_sheaf),
+        }
+    }
+
+    /// What came of it less what went, whoever pays.
+    fn bytes_in(&self, slab: &Slab) -> i64 {
+        slab.lines
+            .iter()
+            .filter(|line| line["cache"] == self.name.as_str())
+            .map(|line| number(line, "bytes"))
+            .sum()
+    }
+}
+
+/// A number among the kernel's settings, as it was before when dropped.
+struct Setting {
+    path: &'static str,
+    before: String,
+}
+
+impl Setting {
+    fn at_least(path: &'static str, value: u64) -> Self {
+        let before = fs::read_to_string(path).expect("the kernel has this setting");
+        let is: u64 = before.trim().parse().expect("it is a number");
+        if is < value {
+            fs::write(path, value.to_string()).expect("root may set it");
+        }
+        Self { path, before }
+    }
+}
+
+impl Drop for Setting {
+    fn drop(&mut self) {
+        let _ = fs::write(self.path, &self.before);
+    }
+}
+
 /// Each cache once: its other names are links.
 fn caches() -> Vec<PathBuf> {
     fs::read_dir("/sys/kernel/slab")
@@ -85,13 +147,20 @@ fn assert_told(what: &str, slab: &Slab) {
         let Some(coverage) = line["coverage"].as_f64() else {
             continue;
         };
-        compared += 1;
+        let apart = (coverage - 1.0).abs();
+        let cache = Cache::of(line["cache"].as_str().expect("a name"));
+        let moved = cache.bytes_in(slab).abs() as f64 / cache.object_bytes / coverage;
+        // Where a list on a CPU may be more than the bar, it is the bar.
+        let bar = (cache.on_cpus / moved).max(BAR);
+        if bar == BAR {
+            compared += 1;
+        }
         assert!(
-            (coverage - 1.0).abs() <= BAR,
-            "{what}: coverage {coverage} of {line}, {node}"
+            apart <= bar,
+            "{what}: coverage {coverage}, bar {bar} of {line}, {node}"
         );
     }
-    assert!(compared > 0, "{what}: no cache moved by 1 MiB: {node}");
+    assert!(compared > 0, "{what}: no cache moved enough: {node}");
     let change = number(node, "slab_delta_bytes");
     assert!(change.abs() > 2 * MIB, "{what}: {node}");
     let residual = number(node, "residual_bytes");
@@ -138,7 +207,7 @@ fn all_slab_of_tcp_connections_is_told_of() {
 
 #[test]
 fn all_slab_of_files_in_tmpfs_is_told_of() {
-    told_as_it_comes("dir=/dev/shm dentries=10000");
+    told_as_it_comes("dir=/dev/shm dentries=40000");
 }
 
 /// How many names the kernel knows not to be there.
@@ -168,32 +237,37 @@ fn all_slab_of_negative_dentries_is_told_of() {
         machine::skip("no file system here keeps negative dentries");
         return;
     }
-    told_as_it_comes(&format!("dir={dir} negative=20000"));
+    told_as_it_comes(&format!("dir={dir} negative=100000"));
 }
 
 #[test]
 fn all_slab_of_inotify_watches_is_told_of() {
-    told_as_it_comes("dir=/dev/shm inotify=30000");
+    if !machine::is_vm() {
+        return;
+    }
+    // By default the kernel allows as many as 1 % of the memory has room for.
+    let _raised = Setting::at_least("/proc/sys/fs/inotify/max_user_watches", 100_000);
+    told_as_it_comes("dir=/dev/shm inotify=100000");
 }
 
 #[test]
 fn all_slab_of_epoll_entries_is_told_of() {
-    told_as_it_comes("epoll=40000");
+    told_as_it_comes("epoll=100000");
 }
 
 #[test]
 fn all_slab_of_pipes_is_told_of() {
-    told_as_it_comes("pipes=3000");
+    told_as_it_comes("pipes=15000");
 }
 
 #[test]
 fn all_slab_of_unix_sockets_is_told_of() {
-    told_as_it_comes("unix=3000");
+    told_as_it_comes("unix=15000");
 }
 
 #[test]
 fn all_slab_of_memory_files_is_told_of() {
-    told_as_it_comes("memfd=4000");
+    told_as_it_comes("memfd=20000");
 }
 
 #[test]
@@ -203,7 +277,7 @@ fn all_slab_of_io_uring_rings_is_told_of() {
         machine::skip("this kernel forbids io_uring");
         return;
     }
-    told_as_it_comes("io_uring=1000");
+    told_as_it_comes("io_uring=4000");
 }
 
 #[test]
@@ -211,7 +285,7 @@ fn all_slab_that_goes_is_told_of() {
     if !machine::is_vm() {
         return;
     }
-    let words = "netns dir=/dev/shm tcp=1000 inotify=10000 dentries=10000 unix=1000 pipes=1000";
+    let words = "netns dir=/dev/shm tcp=2000 inotify=10000 dentries=20000 unix=5000 pipes=10000";
     let parent = parent("goes");
     let held = load::start(&parent, words);
     let shrinker = Shrinker::start();
@@ -225,6 +299,15 @@ fn all_slab_that_goes_is_told_of() {
     tracer.end().assert_fine();
     assert_told("the end of a load", &slab);
     assert!(number(&slab.node, "slab_delta_bytes") < 0, "{}", slab.node);
+    // Most of it is freed after a grace period, in interrupts, many of which come in the middle of a
+    // program: of one on each event the kernel skipped 1 in 100 here.
+    let went: i64 = slab
+        .lines
+        .iter()
+        .map(|line| number(line, "objects").abs())
+        .sum();
+    let skipped = number(&slab.node["lost"], "skipped");
+    assert!(skipped * 500 <= went, "{skipped} of {went}: {}", slab.node);
 }
 
 #[test]

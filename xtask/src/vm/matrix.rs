@@ -35,6 +35,13 @@ const MODULE_FOR: (&str, &str) = ("6.1", "v1");
 /// Test targets, in the order in which they run: the plan first, on an untouched kernel.
 const TARGETS: [&str; 4] = ["plan", "kernel", "limits", "legacy"];
 
+/// And with `--all`: every load by itself, against what the kernel counts, takes minutes a kernel.
+const LONG_TARGET: &str = "slab";
+
+/// Seconds that a machine may take, and one that runs [`LONG_TARGET`] too.
+const TIMEOUT: u64 = 600;
+const LONG_TIMEOUT: u64 = 2400;
+
 /// Tests that ask the same of every kernel: `cargo xtask test` has them run on two, the matrix on
 /// each with `--all` only. What is left is what a kernel decides: is the ledger exact by kprobe and
 /// by fentry, what follows a limit write, which plan fits.
@@ -51,7 +58,8 @@ const SAME_EVERYWHERE: [&str; 8] = [
 
 #[derive(Args)]
 pub struct Arguments {
-    /// Run every test on each kernel, not only those whose answer a kernel decides.
+    /// Run every test on each kernel, not only those whose answer a kernel decides, and the target
+    /// `slab` too.
     #[arg(long)]
     pub all: bool,
     /// Take the plans as they are now for the ones to compare with from now on.
@@ -60,8 +68,8 @@ pub struct Arguments {
     /// Only kernels of this line. Repeatable.
     #[arg(long = "kernel", value_name = "LINE")]
     pub kernels: Vec<Line>,
-    /// Test targets to run. Repeatable.
-    #[arg(long = "target", value_name = "NAME", default_values_t = TARGETS.map(str::to_owned))]
+    /// Test targets to run, instead of plan, kernel, limits and legacy; such as slab. Repeatable.
+    #[arg(long = "target", value_name = "NAME")]
     pub targets: Vec<String>,
     /// Machines that run at a time.
     #[arg(long, default_value_t = 1)]
@@ -82,11 +90,23 @@ pub fn main(arguments: &Arguments) -> Result<ExitCode> {
     })
 }
 
+impl Arguments {
+    /// The test targets that these words ask for.
+    fn wanted(&self) -> Vec<String> {
+        if !self.targets.is_empty() {
+            return self.targets.clone();
+        }
+        let long = self.all.then_some(LONG_TARGET);
+        TARGETS.into_iter().chain(long).map(str::to_owned).collect()
+    }
+}
+
 /// Runs it all and counts.
 pub fn run(arguments: &Arguments) -> Result<Tally> {
+    let wanted = arguments.wanted();
     let call = super::Arguments {
         binary: Some(super::build_binary()?),
-        tests: targets(&arguments.targets)?,
+        tests: targets(&wanted)?,
         test_arguments: if arguments.all {
             Vec::new()
         } else {
@@ -95,7 +115,11 @@ pub fn run(arguments: &Arguments) -> Result<Tally> {
                 .flat_map(|name| ["--skip".to_owned(), (*name).to_owned()])
                 .collect()
         },
-        timeout: 600,
+        timeout: if wanted.iter().any(|target| target == LONG_TARGET) {
+            LONG_TIMEOUT
+        } else {
+            TIMEOUT
+        },
         refresh: arguments.refresh,
         ..super::Arguments::default()
     };
@@ -131,7 +155,7 @@ pub fn run(arguments: &Arguments) -> Result<Tally> {
         });
     }
     let mut total = super::run_tests(&calls, arguments.jobs)?;
-    if arguments.targets.iter().any(|target| target == "plan") {
+    if wanted.iter().any(|target| target == "plan") {
         for call in &calls {
             for line in &call.kernels {
                 if module::on_mirror(line)? {
@@ -254,6 +278,25 @@ mod tests {
                 "{lines:?}"
             );
         }
+    }
+
+    #[test]
+    fn slab_is_for_those_who_ask_for_all_or_for_it() {
+        let wanted = |all, targets: &[&str]| {
+            Arguments {
+                all,
+                update: false,
+                kernels: Vec::new(),
+                targets: targets.iter().map(|it| (*it).to_owned()).collect(),
+                jobs: 1,
+                refresh: false,
+            }
+            .wanted()
+        };
+        assert_eq!(wanted(false, &[]), TARGETS);
+        assert_eq!(wanted(true, &[]).last().unwrap(), "slab");
+        assert_eq!(wanted(false, &["slab"]), ["slab"]);
+        assert_eq!(wanted(true, &["plan"]), ["plan"]);
     }
 
     #[test]

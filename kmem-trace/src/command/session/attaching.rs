@@ -3,14 +3,17 @@
 use std::collections::{HashMap, HashSet};
 
 use anyhow::{Result, bail};
-use kmem_trace_ebpf::config::{Config, ROOTS, Root};
+use kmem_trace_ebpf::{
+    config::{Config, ROOTS, Root},
+    pairs::ProgramMembers,
+};
 
 use super::Request;
 use crate::hooks::{
     attach::{AttachError, Attached, Refused, Wanted, attach},
     cast,
     inspect::Inspection,
-    loader,
+    loader, pairs,
     plan::Plan,
     table::{Hook, Place, ROLES},
     verify,
@@ -32,6 +35,12 @@ pub fn attach_best(inspection: &Inspection, request: &Request) -> Result<(Plan, 
         log_level: request.log_level,
     };
     let cast = inspection.btf.as_ref().ok().and_then(cast::find);
+    let program_members = inspection
+        .btf
+        .as_ref()
+        .ok()
+        .and_then(|btf| pairs::members(btf).ok())
+        .unwrap_or(ProgramMembers::UNSET);
     let mut struck = request.strike.clone();
     let mut struck_why = HashMap::new();
     loop {
@@ -43,6 +52,7 @@ pub fn attach_best(inspection: &Inspection, request: &Request) -> Result<(Plan, 
         );
         plan.slab = request.slab && plan.attribution.is_ok();
         plan.cast = cast;
+        plan.program_members = program_members;
         let mut config = constants(&plan, request)?;
         // Whoever charges late, a program sees it or the free tells.
         let late_seen = plan

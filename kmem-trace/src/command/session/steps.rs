@@ -8,6 +8,7 @@ use kmem_trace_ebpf::totals::{SWITCH_NO_CALL_SITES, SWITCH_NO_STREAM};
 
 use super::Session;
 use crate::{
+    hooks::pairs,
     kernel::proc::own,
     reconcile::overhead::{Spent, Step},
 };
@@ -19,6 +20,10 @@ impl Session {
         // Page counters are streamed whether printed or not, to check the totals by.
         if prints_events || self.plan.exact {
             steps.push(Step::Aggregates);
+        }
+        let is_second = |(_, program): &(_, &str)| pairs::is_second(program);
+        if self.attached.programs.iter().any(is_second) {
+            steps.push(Step::NoSecondPrograms);
         }
         if self.plan.slab {
             steps.extend([Step::NoCallSites, Step::LedgerOnly]);
@@ -47,8 +52,14 @@ impl Session {
         match step {
             Step::Aggregates => self.attached.switch(SWITCH_NO_STREAM),
             Step::NoCallSites => self.attached.switch(SWITCH_NO_CALL_SITES),
+            Step::NoSecondPrograms => {
+                self.attached
+                    .detach_some(|_, program| pairs::is_second(program));
+                Ok(())
+            }
             Step::LedgerOnly => {
-                self.attached.detach_roles(|role| role.starts_with("slab."));
+                self.attached
+                    .detach_some(|role, _| role.starts_with("slab."));
                 Ok(())
             }
             Step::NoneLeft => {
