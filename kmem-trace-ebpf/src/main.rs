@@ -485,7 +485,7 @@ pub fn rt_softirq_entry(_: RawTracePointContext) -> i32 {
 
 #[raw_tracepoint]
 pub fn rt_softirq_exit(_: RawTracePointContext) -> i32 {
-    interrupt(IN_SOFTIRQ, -1);
+    interrupt(IN_SOFTIRQ, 0);
     0
 }
 
@@ -497,7 +497,7 @@ pub fn rt_hardirq_entry(_: RawTracePointContext) -> i32 {
 
 #[raw_tracepoint]
 pub fn rt_hardirq_exit(_: RawTracePointContext) -> i32 {
-    interrupt(IN_HARDIRQ, -1);
+    interrupt(IN_HARDIRQ, 0);
     0
 }
 

@@ -19,6 +19,7 @@ pub mod accounting;
 pub mod allowed;
 pub mod attach;
 pub mod cast;
+pub mod context;
 pub mod inspect;
 pub mod layout;
 pub mod limits;

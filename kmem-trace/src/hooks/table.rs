@@ -12,6 +12,8 @@ pub enum Mechanism {
     Tracepoint,
     /// A raw tracepoint whose arguments the verifier knows by type.
     BtfTracepoint,
+    /// No program: the others read it in the kernel's memory.
+    Read,
 }
 
 impl Mechanism {
@@ -23,6 +25,7 @@ impl Mechanism {
             Self::RawTracepoint => "raw tracepoint",
             Self::Tracepoint => "tracepoint",
             Self::BtfTracepoint => "BTF tracepoint",
+            Self::Read => "kernel read",
         }
     }
 }
@@ -78,6 +81,10 @@ pub enum Need {
     StatItems,
     /// From an object's address to its slab page, cache and payer.
     SlabPlace,
+    /// The event of a free comes before it: the object still says who pays.
+    FreeToldBefore,
+    /// Where a CPU's preempt count is.
+    PreemptCount,
     /// Arguments and results of the functions that move slab objects without an event.
     SlabPathArguments,
     /// The traced cgroups are of cgroup v1.
@@ -575,9 +582,42 @@ pub static ROLES: &[Role] = &[
     Role {
         name: "slab.free",
         purpose: "slab objects freed",
-        candidates: slab_candidates!(
-            ["rt_cache_free" "tp_cache_free" "kmem_cache_free", "rt_kfree" "tp_kfree" "kfree"]
-        ),
+        candidates: &[
+            Candidate {
+                mechanism: M::RawTracepoint,
+                hooks: hooks! {
+                    "rt_cache_free" P::RawTracepoint, "kmem_cache_free";
+                    "rt_kfree" P::RawTracepoint, "kfree";
+                },
+                needs: &[Need::FreeToldBefore],
+                gives: Status::Exact,
+                remark: "",
+            },
+            slab_path! {
+                "fe_cache_free" P::Fentry, "kmem_cache_free";
+                "fe_kfree" P::Fentry, "kfree";
+            },
+            Candidate {
+                mechanism: M::RawTracepoint,
+                hooks: hooks! {
+                    "rt_cache_free" P::RawTracepoint, "kmem_cache_free";
+                    "rt_kfree" P::RawTracepoint, "kfree";
+                },
+                needs: &[],
+                gives: Status::Bounded,
+                remark: "what is charged and freed by kmem_cache_free counts as still there",
+            },
+            Candidate {
+                mechanism: M::Tracepoint,
+                hooks: hooks! {
+                    "tp_cache_free" P::Tracepoint("kmem"), "kmem_cache_free";
+                    "tp_kfree" P::Tracepoint("kmem"), "kfree";
+                },
+                needs: &[],
+                gives: Status::Bounded,
+                remark: "cache names and payers need kernel reads, which are not allowed here",
+            },
+        ],
         without: "slab frees are not seen",
         on_request: true,
     },
@@ -664,18 +704,47 @@ pub static ROLES: &[Role] = &[
     Role {
         name: "slab.context",
         purpose: "softirqs and hardirq handlers, where there is no task to charge",
-        candidates: &[Candidate {
-            mechanism: M::RawTracepoint,
-            hooks: hooks! {
-                "rt_softirq_entry" P::RawTracepoint, "softirq_entry";
-                "rt_softirq_exit" P::RawTracepoint, "softirq_exit";
-                "rt_hardirq_entry" P::RawTracepoint, "irq_handler_entry";
-                "rt_hardirq_exit" P::RawTracepoint, "irq_handler_exit";
+        candidates: &[
+            Candidate {
+                mechanism: M::Read,
+                hooks: &[],
+                needs: &[Need::PreemptCount],
+                gives: Status::Exact,
+                remark: "",
             },
-            needs: &[],
-            gives: Status::Exact,
-            remark: "",
-        }],
+            Candidate {
+                mechanism: M::RawTracepoint,
+                hooks: hooks! {
+                    "rt_softirq_entry" P::RawTracepoint, "softirq_entry";
+                    "rt_softirq_exit" P::RawTracepoint, "softirq_exit";
+                    "rt_hardirq_entry" P::RawTracepoint, "irq_handler_entry";
+                    "rt_hardirq_exit" P::RawTracepoint, "irq_handler_exit";
+                    "rt_hardirq_entry" P::RawTracepoint, "local_timer_entry";
+                    "rt_hardirq_exit" P::RawTracepoint, "local_timer_exit";
+                    "rt_hardirq_entry" P::RawTracepoint, "call_function_entry";
+                    "rt_hardirq_exit" P::RawTracepoint, "call_function_exit";
+                    "rt_hardirq_entry" P::RawTracepoint, "call_function_single_entry";
+                    "rt_hardirq_exit" P::RawTracepoint, "call_function_single_exit";
+                    "rt_hardirq_entry" P::RawTracepoint, "irq_work_entry";
+                    "rt_hardirq_exit" P::RawTracepoint, "irq_work_exit";
+                },
+                needs: &[],
+                gives: Status::Exact,
+                remark: "",
+            },
+            Candidate {
+                mechanism: M::RawTracepoint,
+                hooks: hooks! {
+                    "rt_softirq_entry" P::RawTracepoint, "softirq_entry";
+                    "rt_softirq_exit" P::RawTracepoint, "softirq_exit";
+                    "rt_hardirq_entry" P::RawTracepoint, "irq_handler_entry";
+                    "rt_hardirq_exit" P::RawTracepoint, "irq_handler_exit";
+                },
+                needs: &[],
+                gives: Status::Bounded,
+                remark: "a CPU's own interrupts (its timer, calls from other CPUs) are not told from the task",
+            },
+        ],
         without: "objects born in interrupts are put down to the task that was interrupted",
         on_request: true,
     },

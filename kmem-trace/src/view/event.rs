@@ -1,14 +1,21 @@
 //! Records → events as printed: one line of text, or one JSON object.
 
-use kmem_trace_ebpf::record::{
-    Header, OP_ATTACH, OP_CHARGE, OP_FREE, OP_MKDIR, OP_REFUSED, OP_RELEASE, OP_RENAME, OP_RMDIR,
-    OP_TRY_CHARGE, OP_UNCHARGE, SOURCE_KMEM,
+use kmem_trace_ebpf::{
+    record::{
+        Header, OP_ATTACH, OP_CHARGE, OP_FREE, OP_MKDIR, OP_REFUSED, OP_RELEASE, OP_RENAME,
+        OP_RMDIR, OP_TRY_CHARGE, OP_UNCHARGE, SOURCE_KMEM,
+    },
+    sums::{CAUSE_UNASKED, OTHERS},
 };
 use serde::Serialize;
 
 use super::{name, size};
+use crate::ledger::slab;
 use crate::reconcile::limit;
 use crate::stream::decode::{Record, text};
+
+/// A cgroup that is not traced.
+pub const ANOTHER: &str = "(another cgroup)";
 
 /// An event of a role. Keys that do not apply are absent.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -34,6 +41,18 @@ pub struct Event {
     pub cache: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub call_site: Option<String>,
+    /// Who is charged for a slab object; absent where nobody is, or where it was not asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub payer: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub payer_id: Option<u64>,
+    /// Who asked for it; absent on frees of charged objects, which do not say.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub asker: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub asker_id: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cause: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub accounted: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -99,10 +118,15 @@ impl Event {
             }
             Record::Slab(it) => {
                 event.bytes = (it.bytes_alloc != 0).then_some(it.bytes_alloc);
-                event.call_site = Some(names.call_site(it.call_site));
+                event.call_site = (it.call_site != 0).then(|| names.call_site(it.call_site));
                 let cache = text(&it.cache);
                 event.cache = (!cache.is_empty()).then(|| name::printable(cache));
                 event.accounted = (it.accounted < 2).then_some(it.accounted == 1);
+                if it.cause != CAUSE_UNASKED {
+                    event.cause = Some(slab::cause_name(it.cause));
+                    (event.payer, event.payer_id) = party(it.cgroup_id, names);
+                    (event.asker, event.asker_id) = party(it.asker, names);
+                }
             }
             Record::Limit(it) => {
                 event.names(it.cgroup_id, names);
@@ -183,6 +207,16 @@ impl Event {
         if let Some(call_site) = &self.call_site {
             add(format!("at {call_site}"));
         }
+        // A payer who asked is named once.
+        if let Some(payer) = self.payer.as_ref().filter(|_| self.asker != self.payer) {
+            add(format!("charged to {payer}"));
+        }
+        if let Some(asker) = &self.asker {
+            add(format!("for {asker}"));
+        }
+        if let Some(cause) = self.cause {
+            add(cause.to_owned());
+        }
         if let Some(accounted) = self.accounted {
             add(if accounted {
                 "accounted"
@@ -215,6 +249,15 @@ impl Event {
             (None, _) => {}
         }
         line
+    }
+}
+
+/// A cgroup as a slab record names it.
+fn party(id: u64, names: &dyn Names) -> (Option<String>, Option<u64>) {
+    match id {
+        0 => (None, None),
+        OTHERS => (Some(ANOTHER.to_owned()), None),
+        id => (Some(names.cgroup(id)), Some(id)),
     }
 }
 
