@@ -111,8 +111,7 @@ pub fn interrupt(kind: usize, inside: u32) {
 const IN_HARDIRQ_HANDLER: u32 = 1;
 const SERVING_SOFTIRQ: u32 = 2;
 const BH_DISABLED: u32 = 3;
-/// `NMI_MASK | HARDIRQ_MASK`, `SOFTIRQ_MASK` and `SOFTIRQ_OFFSET` (include/linux/preempt.h).
-const HARDIRQ_BITS: u32 = 0x00ff_0000;
+/// `SOFTIRQ_MASK` and `SOFTIRQ_OFFSET` (include/linux/preempt.h).
 const SOFTIRQ_BITS: u32 = 0x0000_ff00;
 const SERVING_BIT: u32 = 0x0000_0100;
 
@@ -128,7 +127,7 @@ fn context() -> u32 {
             count |=
                 peek_half(unsafe { bpf_get_current_task() }, config!(task_softirqs)) & SOFTIRQ_BITS;
         }
-        return if count & HARDIRQ_BITS != 0 {
+        return if count & config!(hardirq_bits) != 0 {
             IN_HARDIRQ_HANDLER
         } else if count & SERVING_BIT != 0 {
             SERVING_SOFTIRQ
@@ -590,6 +589,7 @@ pub struct Asked {
     /// As in [`SlabKey`].
     pub payer: u64,
     pub asker: u64,
+    pub cache: u64,
     pub cause: u8,
 }
 
@@ -599,6 +599,7 @@ pub fn moved(object: &Object, allocation: bool) -> Asked {
     let unasked = Asked {
         payer: 0,
         asker: 0,
+        cache: 0,
         cause: CAUSE_UNASKED,
     };
     // NULL, and `ZERO_SIZE_PTR`.
@@ -652,6 +653,7 @@ pub fn moved(object: &Object, allocation: bool) -> Asked {
     Asked {
         payer: key.payer,
         asker: key.asker,
+        cache: key.cache,
         cause: key.cause,
     }
 }

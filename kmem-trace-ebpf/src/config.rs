@@ -206,6 +206,8 @@ pub struct Config {
     /// (PREEMPT_RT), `softirq_disable_cnt`.
     pub task_flags: u32,
     pub task_mm: u32,
+    /// `HARDIRQ_MASK`: where the preempt count has interrupts.
+    pub hardirq_bits: u32,
     pub task_softirqs: u32,
     /// `__GFP_ACCOUNT` and `SLAB_ACCOUNT`.
     pub gfp_account: u32,
@@ -245,7 +247,6 @@ pub struct Config {
     /// Type id of a struct that begins with a `long`: what memory is read as by `bpf_rdonly_cast`. 0:
     /// read by helper.
     pub cast_to: u32,
-    pub reserved: u32,
     /// CPU number → copy of the totals: copies − 1, a power of two less one.
     pub copies_mask: u32,
 
@@ -446,6 +447,7 @@ impl Config {
         node_partial: ABSENT,
         task_flags: ABSENT,
         task_mm: ABSENT,
+        hardirq_bits: 0,
         task_softirqs: ABSENT,
         gfp_account: 0,
         slab_account: 0,
@@ -470,7 +472,6 @@ impl Config {
         slab_places: 0,
         may_switch: 0,
         cast_to: 0,
-        reserved: 0,
         copies_mask: 0,
         try_charge_depth: 0,
         user_charge_depth: 0,

@@ -3,7 +3,7 @@
 use aya_ebpf::helpers::generated::bpf_probe_read_kernel_str;
 use kmem_trace_ebpf::{
     record::{CACHE_LEN, KIND_SLAB, OP_ALLOC, SlabRecord},
-    sums::CAUSE_UNASKED,
+    sums::{CAUSE_UNASKED, OTHERS},
     totals::{ROLE_SLAB_ALLOC, ROLE_SLAB_FREE, SWITCH_NO_STREAM},
 };
 
@@ -28,10 +28,11 @@ pub struct Object {
 
 /// Attributes one object, and streams it where that was asked for.
 #[inline(always)]
-pub fn slab_event(object: Object) {
+pub fn slab_event(mut object: Object) {
     let mut asked = Asked {
         payer: 0,
         asker: 0,
+        cache: 0,
         cause: CAUSE_UNASKED,
     };
     if config!(attribute_slab) == 1 && config!(can_read) == 1 {
@@ -39,6 +40,14 @@ pub fn slab_event(object: Object) {
     }
     if config!(stream_slab) != 1 || switched(SWITCH_NO_STREAM) {
         return;
+    }
+    // Where objects are asked, those that have nothing to do with a traced cgroup are left out.
+    let ours = |id: u64| id != 0 && id != OTHERS;
+    if config!(attribute_slab) == 1 && !ours(asked.payer) && !ours(asked.asker) {
+        return;
+    }
+    if asked.cache != 0 {
+        object.cache = asked.cache;
     }
     let (mut bytes_req, mut bytes_alloc) = (object.bytes_req, object.bytes_alloc);
     if bytes_alloc == 0 && config!(can_read) == 1 {

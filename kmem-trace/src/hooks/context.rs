@@ -12,8 +12,15 @@ const HOT: &str = "pcpu_hot";
 /// What to add to a per-CPU variable's address, by CPU.
 const OFFSETS: &str = "__per_cpu_offset";
 
+/// Came together with eight bits that count how often interrupts were switched off (7.3), between
+/// softirqs and hardirqs.
+const COUNTS_DISABLING: &str = "local_interrupt_disable_state";
+
+/// `HARDIRQ_MASK` (include/linux/preempt.h), whose bits an NMI sets too, with those bits and without.
+const HARDIRQ_BITS: [u32; 2] = [0x0f00_0000, 0x000f_0000];
+
 /// Symbols that [`preempt_count`] asks for.
-pub const SYMBOLS: [&str; 3] = [PREEMPT_COUNT, HOT, OFFSETS];
+pub const SYMBOLS: [&str; 4] = [PREEMPT_COUNT, HOT, OFFSETS, COUNTS_DISABLING];
 
 /// Fills in where a CPU's preempt count is.
 ///
@@ -39,6 +46,8 @@ pub fn preempt_count(sources: &Sources<'_>, config: &mut Config) -> Result<(), S
             hot + u64::from(member.map_err(|error| error.to_string())?.offset)
         }
     };
+    let disabling = sources.symbols.found.contains_key(COUNTS_DISABLING);
+    config.hardirq_bits = HARDIRQ_BITS[usize::from(!disabling)];
     config.per_cpu_offset = offsets;
     config.preempt_count = count;
     Ok(())

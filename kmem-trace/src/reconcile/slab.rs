@@ -609,6 +609,30 @@ mod tests {
     }
 
     #[test]
+    fn a_verdict_says_what_would_be_charged_if_accounting_were_not_off_since_boot() {
+        let report = SlabReport {
+            lines: vec![
+                line("lsm", "not-accountable", "a", 1, 2048),
+                line("filp", "nokmem", "b", 4, 1024),
+                line("pid", "nokmem", "c", 4, 512),
+            ],
+            large: Vec::new(),
+            wrong_payers: Vec::new(),
+            dead: Vec::new(),
+            node: NodeLine {
+                not_charged_bytes: 3584,
+                ..NodeLine::default()
+            },
+            findings: Findings::default(),
+        };
+        let said = verdict(&report);
+        assert_eq!(
+            said[1],
+            "Accounting of kernel memory is off since boot (cgroup.memory=nokmem): 1 536 B of that would be charged with it on."
+        );
+    }
+
+    #[test]
     fn nothing_missing_needs_no_verdict() {
         let report = SlabReport {
             lines: vec![line("TCP", "charged", "x", 1, 2048)],

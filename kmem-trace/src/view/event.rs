@@ -297,3 +297,88 @@ fn outcome(result: i64) -> String {
         Err(_) => format!("error {result}"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use kmem_trace_ebpf::{
+        record::{CACHE_LEN, KIND_SLAB, OP_ALLOC, SlabRecord},
+        sums::{CAUSE_CHARGED, CAUSE_SOFTIRQ},
+    };
+
+    use super::*;
+
+    struct Numbered;
+
+    impl Names for Numbered {
+        fn cgroup(&self, id: u64) -> String {
+            format!("/{id}")
+        }
+        fn counter(&self, _: u8) -> &'static str {
+            "memory"
+        }
+        fn item(&self, item: i32) -> String {
+            item.to_string()
+        }
+        fn limits(&self, _: u64) -> limit::Kernel {
+            unreachable!("no limit is written here")
+        }
+        fn call_site(&self, address: u64) -> String {
+            format!("{address:#x}")
+        }
+    }
+
+    fn object(payer: u64, asker: u64, cause: u8) -> SlabRecord {
+        let mut cache = [0; CACHE_LEN];
+        cache[..3].copy_from_slice(b"TCP");
+        SlabRecord {
+            header: Header {
+                kind: KIND_SLAB,
+                len: size_of::<SlabRecord>() as u16,
+                ..Header::default()
+            },
+            cgroup_id: payer,
+            asker,
+            object: 0x1000,
+            call_site: 0x77,
+            bytes_req: 2048,
+            bytes_alloc: 2048,
+            gfp: 0,
+            op: OP_ALLOC,
+            accounted: 2,
+            cause,
+            reserved: 0,
+            cache,
+        }
+    }
+
+    fn shown(record: &SlabRecord) -> (Event, String) {
+        let event = Event::of(&Record::Slab(record), &Numbered);
+        let line = event.line(0);
+        let from = line.find("TCP").unwrap_or_default();
+        let text = line[from..].to_owned();
+        (event, text)
+    }
+
+    #[test]
+    fn an_object_is_told_with_who_pays_who_asked_and_why_nobody_does() {
+        let (event, text) = shown(&object(7, 7, CAUSE_CHARGED));
+        assert_eq!((event.payer_id, event.asker_id), (Some(7), Some(7)));
+        assert_eq!(text, "TCP 2 048 B at 0x77 for /7 charged");
+        let (event, text) = shown(&object(7, OTHERS, CAUSE_CHARGED));
+        assert_eq!(event.asker_id, None);
+        assert_eq!(
+            text,
+            "TCP 2 048 B at 0x77 charged to /7 for (another cgroup) charged"
+        );
+        let (event, text) = shown(&object(0, 8, CAUSE_SOFTIRQ));
+        assert_eq!((event.payer, event.cause), (None, Some("softirq")));
+        assert_eq!(text, "TCP 2 048 B at 0x77 for /8 softirq");
+    }
+
+    #[test]
+    fn an_object_that_was_not_asked_says_nothing_of_anybody() {
+        let (event, text) = shown(&object(0, 0, CAUSE_UNASKED));
+        assert_eq!((event.payer, event.asker, event.cause), (None, None, None));
+        assert_eq!(text, "TCP 2 048 B at 0x77");
+    }
+}
