@@ -11,16 +11,19 @@
 
 use aya_ebpf::{
     bindings::{BPF_ANY, BPF_F_MMAPABLE, BPF_NOEXIST},
-    helpers::{bpf_get_current_task, generated::bpf_probe_read_kernel_str},
+    helpers::{
+        bpf_get_current_task, bpf_get_smp_processor_id, generated::bpf_probe_read_kernel_str,
+    },
     macros::map,
     maps::{Array, HashMap, PerCpuArray, Stack},
 };
 use kmem_trace_ebpf::{
     config::ABSENT,
     sums::{
-        CACHE_NAME, CAUSE_BEFORE_TRACE, CAUSE_CHARGED, CAUSE_HARDIRQ, CAUSE_KERNEL_THREAD,
-        CAUSE_NOKMEM, CAUSE_NOT_ACCOUNTABLE, CAUSE_NOT_SLAB, CAUSE_REPARENTED, CAUSE_ROOT,
-        CAUSE_SOFTIRQ, CAUSE_UNKNOWN, Cache, LAST, OTHERS, Origin, SlabKey, SlabSums,
+        CACHE_NAME, CAUSE_BEFORE_TRACE, CAUSE_BH_DISABLED, CAUSE_CHARGED, CAUSE_HARDIRQ,
+        CAUSE_KERNEL_THREAD, CAUSE_NO_MM, CAUSE_NOKMEM, CAUSE_NOT_ACCOUNTABLE, CAUSE_NOT_SLAB,
+        CAUSE_REPARENTED, CAUSE_ROOT, CAUSE_SOFTIRQ, CAUSE_UNASKED, CAUSE_UNKNOWN, Cache, LAST,
+        OTHERS, Origin, SlabKey, SlabSums,
     },
     totals::{
         LOST_MAP_FULL, LOST_OBJECTS, ROLE_SLAB_ALLOC, ROLE_SLAB_FREE, SLAB_MISREAD,
@@ -73,7 +76,7 @@ pub static REMEMBERED: Array<u32> = Array::with_max_entries(REMEMBERED_CACHES, 0
 #[map]
 pub static MEMORY_MAP: Array<u64> = Array::with_max_entries(1, 0);
 
-/// How deep this CPU is in softirqs and in hardirq handlers.
+/// Whether this CPU is in a softirq, and whether in a hardirq handler.
 #[map]
 pub static CONTEXT: PerCpuArray<[u32; 2]> = PerCpuArray::with_max_entries(1, 0);
 
@@ -94,17 +97,56 @@ const COMPOUND_MASK: u64 = 0xffff_ffff_0000_0000;
 /// `PF_KTHREAD` (include/linux/sched.h).
 const PF_KTHREAD: u32 = 0x0020_0000;
 
-/// A softirq or a hardirq handler begins (`by` = 1) or ends (−1) on this CPU.
+/// A softirq or a hardirq handler begins (`inside` = 1) or ends (0) on this CPU. Neither nests in its
+/// like, so nothing is counted: an end that is missed, as between the attaching of the two programs,
+/// would be for ever.
 #[inline(always)]
-pub fn interrupt(kind: usize, by: i32) {
+pub fn interrupt(kind: usize, inside: u32) {
     if let Some(context) = CONTEXT.get_ptr_mut(0) {
-        unsafe {
-            let depth = (&raw mut (*context)).cast::<u32>().add(kind & 1);
-            // An exit without its entry was under way when we attached.
-            let now = (*depth).wrapping_add(by as u32);
-            *depth = if now > 64 { 0 } else { now };
+        unsafe { *(&raw mut (*context)).cast::<u32>().add(kind & 1) = inside };
+    }
+}
+
+/// In what an object was asked for, as [`context`] says it.
+const IN_HARDIRQ_HANDLER: u32 = 1;
+const SERVING_SOFTIRQ: u32 = 2;
+const BH_DISABLED: u32 = 3;
+/// `SOFTIRQ_MASK` and `SOFTIRQ_OFFSET` (include/linux/preempt.h).
+const SOFTIRQ_BITS: u32 = 0x0000_ff00;
+const SERVING_BIT: u32 = 0x0000_0100;
+
+/// What this CPU is in: its preempt count says so (`in_hardirq`, `in_serving_softirq`), or what was
+/// noted at events. No program of ours that looks here changes those bits: only breakpoints' do.
+#[inline(always)]
+fn context() -> u32 {
+    if config!(preempt_count) != 0 {
+        let cpu = u64::from(unsafe { bpf_get_smp_processor_id() });
+        let own = peek(config!(per_cpu_offset).wrapping_add(cpu << 3), 0);
+        let mut count = peek_half(own.wrapping_add(config!(preempt_count)), 0);
+        if config!(task_softirqs) != ABSENT {
+            count |=
+                peek_half(unsafe { bpf_get_current_task() }, config!(task_softirqs)) & SOFTIRQ_BITS;
+        }
+        return if count & config!(hardirq_bits) != 0 {
+            IN_HARDIRQ_HANDLER
+        } else if count & SERVING_BIT != 0 {
+            SERVING_SOFTIRQ
+        } else if count & SOFTIRQ_BITS != 0 {
+            BH_DISABLED
+        } else {
+            0
+        };
+    }
+    if let Some(context) = CONTEXT.get_ptr(0) {
+        let inside = context.cast::<u32>();
+        if unsafe { *inside.add(HARDIRQ) } != 0 {
+            return IN_HARDIRQ_HANDLER;
+        }
+        if unsafe { *inside.add(SOFTIRQ) } != 0 {
+            return SERVING_SOFTIRQ;
         }
     }
+    0
 }
 
 /// `page_to_pfn` and back on x86-64 in one number: `vmemmap_base` less what `page_offset_base`
@@ -385,22 +427,27 @@ fn cause(gfp: u64, cache: u64, asking: u64) -> u64 {
     if config!(nokmem) == 1 {
         return u64::from(CAUSE_NOKMEM);
     }
-    if let Some(context) = CONTEXT.get_ptr(0) {
-        let depths = context.cast::<u32>();
-        if unsafe { *depths.add(HARDIRQ) } > 0 {
-            return u64::from(CAUSE_HARDIRQ);
-        }
-        if unsafe { *depths.add(SOFTIRQ) } > 0 {
-            return u64::from(CAUSE_SOFTIRQ);
-        }
+    let context = context();
+    if context == IN_HARDIRQ_HANDLER {
+        return u64::from(CAUSE_HARDIRQ);
+    }
+    if context == SERVING_SOFTIRQ {
+        return u64::from(CAUSE_SOFTIRQ);
     }
     let task = unsafe { bpf_get_current_task() };
     if peek_half(task, config!(task_flags)) & PF_KTHREAD != 0 {
         return u64::from(CAUSE_KERNEL_THREAD);
     }
+    if config!(task_mm) != ABSENT && peek(task, config!(task_mm)) == 0 {
+        return u64::from(CAUSE_NO_MM);
+    }
     let cgroup = peek(asking, config!(memcg_css_cgroup));
     if cgroup != 0 && peek_half(cgroup, config!(cgroup_level)) == 0 {
         return u64::from(CAUSE_ROOT);
+    }
+    // Last, for only `in_interrupt`, which older charge paths ask, takes it for an interrupt.
+    if context == BH_DISABLED {
+        return u64::from(CAUSE_BH_DISABLED);
     }
     u64::from(CAUSE_UNKNOWN)
 }
@@ -537,17 +584,32 @@ pub fn charged_late(address: u64) {
     }
 }
 
+/// What was found out of an object.
+pub struct Asked {
+    /// As in [`SlabKey`].
+    pub payer: u64,
+    pub asker: u64,
+    pub cache: u64,
+    pub cause: u8,
+}
+
 /// An object was handed out (or, `allocation` false, given back: its payer is still written on it).
 #[inline(always)]
-pub fn moved(object: &Object, allocation: bool) {
+pub fn moved(object: &Object, allocation: bool) -> Asked {
+    let unasked = Asked {
+        payer: 0,
+        asker: 0,
+        cache: 0,
+        cause: CAUSE_UNASKED,
+    };
     // NULL, and `ZERO_SIZE_PTR`.
     if object.address < 4096 {
-        return;
+        return unasked;
     }
     let map = memory_map(object.cache);
     if map == 0 {
         tally(SLAB_MISREAD, 1);
-        return;
+        return unasked;
     }
     // All of them others' until something says otherwise.
     let mut key = SlabKey {
@@ -567,7 +629,7 @@ pub fn moved(object: &Object, allocation: bool) {
         key.size = peek_half(key.cache, config!(kmem_cache_size));
         if key.size == 0 || object.cache != 0 && object.cache != key.cache {
             tally(SLAB_MISREAD, 1);
-            return;
+            return unasked;
         }
         let objcg = objcg_of(slab, object.address, map, key.size);
         memcg = peek(objcg, config!(objcg_memcg));
@@ -587,6 +649,12 @@ pub fn moved(object: &Object, allocation: bool) {
         allocated(object, &mut key, memcg);
     } else {
         freed(object, &mut key, memcg);
+    }
+    Asked {
+        payer: key.payer,
+        asker: key.asker,
+        cache: key.cache,
+        cause: key.cause,
     }
 }
 
@@ -618,13 +686,15 @@ fn allocated(object: &Object, key: &mut SlabKey, memcg: u64) {
             // Of an object that was here before and whose end was not seen.
             let _ = OWNERLESS.remove(object.address);
         }
-    } else if asker != 0 && asker != OTHERS {
+    } else {
         key.payer = 0;
         key.cause = if key.cache == 0 {
             CAUSE_NOT_SLAB
         } else {
             cause(u64::from(object.gfp), key.cache, asking) as u8
         };
+    }
+    if memcg == 0 && asker != 0 && asker != OTHERS {
         let bytes = if key.size == 0 {
             // Of one large kmalloc, some kernels tell twice (`__do_kmalloc_node` and
             // `__kmalloc_large_node_noprof` beneath it, 6.12).

@@ -1,8 +1,8 @@
 //! Slab objects that pass no tracepoint: many in one call, `kfree_rcu` into sheaves, and what BPF
-//! maps allocate in any context. Entry points and the walk over an array of objects; what is done
-//! with each is `slab_event`'s.
+//! maps allocate in any context; and frees whose tracepoint comes too late. Entry points and the
+//! walk over an array of objects; what is done with each is `slab_event`'s.
 //!
-//! None of these functions falls back to one that fires an event for the same object
+//! But for the latter, none of these functions falls back to one that fires an event for the same object
 //! (mm/slub.c: they share `slab_post_alloc_hook` and `slab_free_hook` with those that do, below
 //! the tracepoints), so nothing is counted twice.
 
@@ -165,6 +165,23 @@ pub fn fx_kmalloc_nolock(ctx: FExitContext) -> i32 {
 /// `kfree_nolock(const void *object)`.
 #[fentry]
 pub fn fe_kfree_nolock(ctx: FEntryContext) -> i32 {
+    let ctx = ctx.as_ptr() as u64;
+    slab_object(argument(ctx, 0), 0, 0, how(OP_FREE, 0));
+    0
+}
+
+/// `kmem_cache_free(struct kmem_cache *s, void *x)`, where its event comes when the object no longer
+/// says who paid.
+#[fentry]
+pub fn fe_cache_free(ctx: FEntryContext) -> i32 {
+    let ctx = ctx.as_ptr() as u64;
+    slab_object(argument(ctx, 1), argument(ctx, 0), 0, how(OP_FREE, 0));
+    0
+}
+
+/// `kfree(const void *objp)`: its event comes in time, but a role is served by one mechanism.
+#[fentry]
+pub fn fe_kfree(ctx: FEntryContext) -> i32 {
     let ctx = ctx.as_ptr() as u64;
     slab_object(argument(ctx, 0), 0, 0, how(OP_FREE, 0));
     0

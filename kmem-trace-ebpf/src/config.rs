@@ -42,6 +42,10 @@ pub struct Config {
     pub page_offset_base: u64,
     /// `kmem_cache_alloc_bulk` itself; 0 where the symbol table hides addresses.
     pub bulk_alloc: u64,
+    /// `&__per_cpu_offset`, and where in a CPU's copy of the per-CPU variables its preempt count is;
+    /// 0: contexts are noted at events.
+    pub per_cpu_offset: u64,
+    pub preempt_count: u64,
     /// The bits of `kernfs_node_id` that are the inode number of the directory: before 5.5 the
     /// upper half is a generation.
     pub kernfs_node_id_mask: u64,
@@ -198,8 +202,13 @@ pub struct Config {
     pub kmem_cache_oo: u32,
     pub kmem_cache_min: u32,
     pub node_partial: u32,
-    /// `struct task_struct`: `flags`.
+    /// `struct task_struct`: `flags`, `mm`, and, where it counts softirqs beside the preempt count
+    /// (PREEMPT_RT), `softirq_disable_cnt`.
     pub task_flags: u32,
+    pub task_mm: u32,
+    /// `HARDIRQ_MASK`: where the preempt count has interrupts.
+    pub hardirq_bits: u32,
+    pub task_softirqs: u32,
     /// `__GFP_ACCOUNT` and `SLAB_ACCOUNT`.
     pub gfp_account: u32,
     pub slab_account: u32,
@@ -238,7 +247,6 @@ pub struct Config {
     /// Type id of a struct that begins with a `long`: what memory is read as by `bpf_rdonly_cast`. 0:
     /// read by helper.
     pub cast_to: u32,
-    pub reserved: u32,
     /// CPU number → copy of the totals: copies − 1, a power of two less one.
     pub copies_mask: u32,
 
@@ -385,6 +393,8 @@ impl Config {
         vmemmap_base: 0,
         page_offset_base: 0,
         bulk_alloc: 0,
+        per_cpu_offset: 0,
+        preempt_count: 0,
         user_charge_memcg: ABSENT,
         user_charge_pages: ABSENT,
         user_charge_gfp: ABSENT,
@@ -436,6 +446,9 @@ impl Config {
         kmem_cache_min: ABSENT,
         node_partial: ABSENT,
         task_flags: ABSENT,
+        task_mm: ABSENT,
+        hardirq_bits: 0,
+        task_softirqs: ABSENT,
         gfp_account: 0,
         slab_account: 0,
         nokmem: 0,
@@ -459,7 +472,6 @@ impl Config {
         slab_places: 0,
         may_switch: 0,
         cast_to: 0,
-        reserved: 0,
         copies_mask: 0,
         try_charge_depth: 0,
         user_charge_depth: 0,

@@ -17,7 +17,7 @@ pub mod totals;
 pub mod words;
 
 /// Version of every layout in this crate; a recorded file carries it in its header.
-pub const WIRE_VERSION: u32 = 2;
+pub const WIRE_VERSION: u32 = 3;
 
 #[cfg(feature = "user")]
 mod plain {

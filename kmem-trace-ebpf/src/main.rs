@@ -568,7 +568,7 @@ pub fn rt_softirq_entry(_: RawTracePointContext) -> i32 {
 #[cfg(not(feature = "old"))]
 #[raw_tracepoint]
 pub fn rt_softirq_exit(_: RawTracePointContext) -> i32 {
-    interrupt(IN_SOFTIRQ, -1);
+    interrupt(IN_SOFTIRQ, 0);
     0
 }
 
@@ -582,7 +582,7 @@ pub fn rt_hardirq_entry(_: RawTracePointContext) -> i32 {
 #[cfg(not(feature = "old"))]
 #[raw_tracepoint]
 pub fn rt_hardirq_exit(_: RawTracePointContext) -> i32 {
-    interrupt(IN_HARDIRQ, -1);
+    interrupt(IN_HARDIRQ, 0);
     0
 }
 

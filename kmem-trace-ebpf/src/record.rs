@@ -181,8 +181,10 @@ pub struct StateRecord {
 )]
 pub struct SlabRecord {
     pub header: Header,
-    /// The cgroup that pays; 0 where nobody does or it cannot be read.
+    /// The cgroup that pays; 0: nobody, or not asked; [`crate::sums::OTHERS`].
     pub cgroup_id: u64,
+    /// The cgroup that asked; 0 on frees of charged objects; [`crate::sums::OTHERS`].
+    pub asker: u64,
     /// The object's address.
     pub object: u64,
     /// The instruction that asked.
@@ -196,7 +198,9 @@ pub struct SlabRecord {
     pub op: u8,
     /// 1: opted in to accounting, 0: not, 2: this kernel does not say.
     pub accounted: u8,
-    pub reserved: [u8; 2],
+    /// One of the `CAUSE_` constants.
+    pub cause: u8,
+    pub reserved: u8,
     /// Cache name; empty where it cannot be read.
     pub cache: [u8; CACHE_LEN],
 }
@@ -282,6 +286,6 @@ const _: () = assert!(size_of::<Header>() == 40);
 const _: () = assert!(size_of::<CounterRecord>() == 64);
 const _: () = assert!(size_of::<UserChargeRecord>() == 64);
 const _: () = assert!(size_of::<StateRecord>() == 56);
-const _: () = assert!(size_of::<SlabRecord>() == 120);
+const _: () = assert!(size_of::<SlabRecord>() == 128);
 const _: () = assert!(size_of::<LimitRecord>() == 360);
 const _: () = assert!(size_of::<CgroupRecord>() == 320);

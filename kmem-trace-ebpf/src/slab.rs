@@ -4,11 +4,12 @@ use core::ptr;
 
 use kmem_trace_ebpf::{
     record::{CACHE_LEN, KIND_SLAB, OP_ALLOC, SlabRecord},
+    sums::{CAUSE_UNASKED, OTHERS},
     totals::{ROLE_SLAB_ALLOC, ROLE_SLAB_FREE, SWITCH_NO_STREAM},
 };
 
 use crate::{
-    attribution::moved,
+    attribution::{Asked, moved},
     maps::{header, send, switched},
     read::{config, member, read_kernel_str},
 };
@@ -28,12 +29,26 @@ pub struct Object {
 
 /// Attributes one object, and streams it where that was asked for.
 #[inline(always)]
-pub fn slab_event(object: Object) {
+pub fn slab_event(mut object: Object) {
+    let mut asked = Asked {
+        payer: 0,
+        asker: 0,
+        cache: 0,
+        cause: CAUSE_UNASKED,
+    };
     if config!(attribute_slab) == 1 && config!(can_read) == 1 {
-        moved(&object, object.op == OP_ALLOC);
+        asked = moved(&object, object.op == OP_ALLOC);
     }
     if config!(stream_slab) != 1 || switched(SWITCH_NO_STREAM) {
         return;
+    }
+    // Where objects are asked, those that have nothing to do with a traced cgroup are left out.
+    let ours = |id: u64| id != 0 && id != OTHERS;
+    if config!(attribute_slab) == 1 && !ours(asked.payer) && !ours(asked.asker) {
+        return;
+    }
+    if asked.cache != 0 {
+        object.cache = asked.cache;
     }
     let (mut bytes_req, mut bytes_alloc) = (object.bytes_req, object.bytes_alloc);
     if bytes_alloc == 0 && config!(can_read) == 1 {
@@ -50,7 +65,8 @@ pub fn slab_event(object: Object) {
     // A ring asks for no context, and there are only rings where slab is followed.
     send::<SlabRecord>(ptr::null_mut(), role, |record| unsafe {
         (&raw mut (*record).header).write(header(KIND_SLAB, size_of::<SlabRecord>()));
-        (&raw mut (*record).cgroup_id).write(0);
+        (&raw mut (*record).cgroup_id).write(asked.payer);
+        (&raw mut (*record).asker).write(asked.asker);
         (&raw mut (*record).object).write(object.address);
         (&raw mut (*record).call_site).write(object.call_site);
         (&raw mut (*record).bytes_req).write(bytes_req);
@@ -58,7 +74,8 @@ pub fn slab_event(object: Object) {
         (&raw mut (*record).gfp).write(object.gfp);
         (&raw mut (*record).op).write(object.op);
         (&raw mut (*record).accounted).write(object.accounted);
-        (&raw mut (*record).reserved).write([0; 2]);
+        (&raw mut (*record).cause).write(asked.cause);
+        (&raw mut (*record).reserved).write(0);
         let name = &raw mut (*record).cache;
         name.write([0; CACHE_LEN]);
         if config!(can_read) == 1 {

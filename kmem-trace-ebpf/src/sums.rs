@@ -27,6 +27,12 @@ pub const CAUSE_NOT_SLAB: u8 = 9;
 /// Charged to the payer of the key, which has it from a cgroup that was removed before the trace
 /// began: freed since.
 pub const CAUSE_REPARENTED: u8 = 10;
+/// Asked for by a task with softirqs off, which kernels before 5.14 take for an interrupt.
+pub const CAUSE_BH_DISABLED: u8 = 11;
+/// Asked for by a task that has no memory of its own any more: it is exiting.
+pub const CAUSE_NO_MM: u8 = 12;
+/// In records: the object was not asked.
+pub const CAUSE_UNASKED: u8 = u8::MAX;
 
 /// In [`SlabKey::payer`] and [`SlabKey::asker`]: some cgroup that is not traced.
 pub const OTHERS: u64 = u64::MAX;

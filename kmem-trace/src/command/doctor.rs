@@ -68,6 +68,11 @@ fn print(page: &Page, format: Format) -> io::Result<()> {
                 hierarchy: page.system.hierarchy.as_deref().unwrap_or("v2"),
                 lockdown: &page.system.lockdown,
                 mode: page.mode,
+                nokmem: page
+                    .system
+                    .boot_options
+                    .as_ref()
+                    .is_ok_and(|options| options.contains("cgroup.memory=nokmem")),
                 roles: &page.roles,
             }),
         )?;

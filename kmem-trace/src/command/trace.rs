@@ -257,6 +257,7 @@ impl<'a> Trace<'a> {
                     hierarchy,
                     lockdown: &lockdown,
                     mode: mode.name(),
+                    nokmem: self.session.is_nokmem(),
                     roles: &rows,
                 };
                 self.line(&Line::Plan(line))
@@ -267,6 +268,7 @@ impl<'a> Trace<'a> {
                     hierarchy: hierarchy.to_owned(),
                     mechanisms: format!("{mechanisms} ({})", mode.name()),
                     blind: self.session.blind_spots(),
+                    nokmem: self.session.is_nokmem(),
                 };
                 let result = screen::headline(&mut self.out, &head);
                 self.written(result)

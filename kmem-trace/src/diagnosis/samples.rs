@@ -9,6 +9,7 @@ use super::{
 };
 use crate::{
     hooks::{
+        context::PREEMPT_COUNT,
         plan::Row,
         table::{ROLES, Status},
     },
@@ -119,7 +120,10 @@ pub fn roles(status: Status, but: &[(&str, Status, &str)]) -> Vec<Row> {
             let served = (status != Status::Missing).then(|| &role.candidates[0]);
             Row {
                 role: role.name,
-                symbol: served.map(|candidate| candidate.hooks[0].symbol.to_owned()),
+                symbol: served.map(|candidate| {
+                    let first = candidate.hooks.first();
+                    first.map_or(PREEMPT_COUNT, |hook| hook.symbol).to_owned()
+                }),
                 mechanism: served.map(|candidate| candidate.mechanism.name()),
                 status,
                 why: why.to_owned(),

@@ -115,6 +115,7 @@ impl Allowed {
             Mechanism::RawTracepoint => &self.raw_tracepoint,
             Mechanism::Tracepoint => &self.tracepoint,
             Mechanism::BtfTracepoint => &self.btf_tracepoint,
+            Mechanism::Read => &self.reads,
         }
     }
 }

@@ -25,6 +25,7 @@ pub mod accounting;
 pub mod allowed;
 pub mod attach;
 pub mod cast;
+pub mod context;
 pub mod features;
 pub mod handed;
 pub mod inspect;

@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::{
     allowed::Allowed,
+    context,
     layout::{self, Layout, Sources},
     limits,
     site::{AllSites, RETURN_THUNKS},
@@ -179,6 +180,7 @@ impl Plan {
         let mut names = Vec::new();
         for resolved in self.wanted(requested) {
             if let Some((_, candidate)) = resolved.choice
+                && candidate.mechanism != Mechanism::Read
                 && !names.contains(&candidate.mechanism.name())
             {
                 names.push(candidate.mechanism.name());
@@ -324,7 +326,10 @@ fn order(role: &'static Role, attach: AttachMode) -> Vec<(usize, &'static Candid
                 && forced != Mechanism::Tracepoint
                 && matches!(
                     candidate.mechanism,
-                    Mechanism::Tracepoint | Mechanism::RawTracepoint | Mechanism::BtfTracepoint
+                    Mechanism::Tracepoint
+                        | Mechanism::RawTracepoint
+                        | Mechanism::BtfTracepoint
+                        | Mechanism::Read
                 ))
     })
     .collect()
@@ -388,6 +393,8 @@ fn fits(
         } else if *need == Need::KmemLimitArguments {
             let symbol = candidate.hooks.first().map_or("", |hook| hook.symbol);
             limits::kmem_limit(facts.sources.btf, symbol, config).map_err(Passed::Refused)?;
+        } else if *need == Need::PreemptCount {
+            context::preempt_count(&facts.sources, config).map_err(Passed::Refused)?;
         } else if *need == Need::SlabPathArguments {
             slab_paths::arguments(&facts.sources, candidate.hooks, config)
                 .map_err(Passed::Refused)?;
@@ -490,6 +497,9 @@ fn inside(symbol: &str, why: &str) -> String {
 
 /// `page_counter_charge + page_counter_try_charge`, each once.
 fn symbols_of(candidate: &Candidate) -> String {
+    if candidate.needs.contains(&Need::PreemptCount) {
+        return context::PREEMPT_COUNT.to_owned();
+    }
     let mut names: Vec<String> = Vec::new();
     for hook in candidate.hooks {
         let name = match hook.place {
@@ -510,6 +520,7 @@ pub fn symbols_wanted() -> Vec<String> {
     let mut wanted: Vec<String> = ["memory_cgrp_subsys", "vmemmap_base", "page_offset_base"]
         .map(str::to_owned)
         .to_vec();
+    wanted.extend(context::SYMBOLS.iter().map(|name| (*name).to_owned()));
     wanted.extend(RETURN_THUNKS.iter().map(|name| (*name).to_owned()));
     for hook in table::hooks() {
         let name = match hook.place {

@@ -110,6 +110,8 @@ fn slabs(btf: &KernelBtf, config: &mut Config) -> Result<(), String> {
 
 fn tasks(btf: &KernelBtf, config: &mut Config) -> Result<(), String> {
     config.task_flags = either(btf, &[("task_struct", "flags")])?;
+    config.task_mm = either(btf, &[("task_struct", "mm")]).unwrap_or(ABSENT);
+    config.task_softirqs = either(btf, &[("task_struct", "softirq_disable_cnt")]).unwrap_or(ABSENT);
     if [config.task_cgroups, config.css_set_memory, config.memcg_css].contains(&ABSENT) {
         return Err("from a task to its memory cgroup: not in this kernel's BTF".to_owned());
     }

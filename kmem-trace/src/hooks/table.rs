@@ -12,6 +12,8 @@ pub enum Mechanism {
     Tracepoint,
     /// A raw tracepoint whose arguments the verifier knows by type.
     BtfTracepoint,
+    /// No program: the others read it in the kernel's memory.
+    Read,
 }
 
 impl Mechanism {
@@ -23,6 +25,7 @@ impl Mechanism {
             Self::RawTracepoint => "raw tracepoint",
             Self::Tracepoint => "tracepoint",
             Self::BtfTracepoint => "BTF tracepoint",
+            Self::Read => "kernel read",
         }
     }
 }
@@ -80,6 +83,12 @@ pub enum Need {
     StatItems,
     /// From an object's address to its slab page, cache and payer.
     SlabPlace,
+    /// The event of a free comes before it: the object still says who pays.
+    FreeToldBefore,
+    /// It comes when the object no longer does.
+    FreeToldAfter,
+    /// Where a CPU's preempt count is.
+    PreemptCount,
     /// Arguments and results of the functions that move slab objects without an event.
     SlabPathArguments,
     /// The traced cgroups are of cgroup v1.
@@ -206,7 +215,7 @@ macro_rules! slab_candidates {
                 hooks: hooks! { $($classic P::Tracepoint("kmem"), $tracepoint;)* },
                 needs: &[],
                 gives: Status::Bounded,
-                remark: "cache names and payers need kernel reads, which are not allowed here",
+                remark: NO_PAYERS,
             },)*
         ]
     };
@@ -240,10 +249,17 @@ const GUARDED_COUNTER: &[Need] = &[Need::CounterOwner, Need::MemcgId, Need::Guar
 const UNGUARDED_COUNTER: &[Need] = &[Need::CounterOwner, Need::MemcgId, Need::UnguardedPrograms];
 const NESTING: &str = "an interrupt during a probe is not traced: pages that it frees are missed";
 const NESTED_SLAB: &str = "what an interrupt allocates or frees during a program is not seen";
+const NO_PAYERS: &str = "cache names and payers need kernel reads, which are not allowed here";
 const LIMIT_FILES_V1: &[Need] = &[Need::V1, Need::MemcgId, Need::LimitArguments];
 const LIMIT_FILES_V2: &[Need] = &[Need::V2, Need::MemcgId, Need::LimitArguments];
 const SLAB_PATH: &[Need] = &[Need::SlabPlace, Need::SlabPathArguments];
 const KMEM_LIMIT: &[Need] = &[Need::V1, Need::MemcgId, Need::KmemLimitArguments];
+
+/// Both events of a free.
+const FREE_EVENTS: &[Hook] = hooks! {
+    "rt_cache_free" P::RawTracepoint, "kmem_cache_free";
+    "rt_kfree" P::RawTracepoint, "kfree";
+};
 
 /// All limit files of v1 have one handler.
 const LIMIT_FILES_V1_KPROBE: Candidate = Candidate {
@@ -595,9 +611,66 @@ pub static ROLES: &[Role] = &[
     Role {
         name: "slab.free",
         purpose: "slab objects freed",
-        candidates: slab_candidates!(
-            ["rt_cache_free" "rt_cache_free_2" "tp_cache_free" "kmem_cache_free", "rt_kfree" "rt_kfree_2" "tp_kfree" "kfree"]
-        ),
+        candidates: &[
+            Candidate {
+                mechanism: M::RawTracepoint,
+                hooks: hooks! {
+                    "rt_cache_free_2" P::RawTracepoint, "kmem_cache_free";
+                    "rt_cache_free" P::RawTracepoint, "kmem_cache_free";
+                    "rt_kfree_2" P::RawTracepoint, "kfree";
+                    "rt_kfree" P::RawTracepoint, "kfree";
+                },
+                needs: &[Need::FreeToldBefore, Need::GuardedPrograms, Need::OwnPrograms],
+                gives: Status::Exact,
+                remark: "",
+            },
+            Candidate {
+                mechanism: M::RawTracepoint,
+                hooks: FREE_EVENTS,
+                needs: &[Need::FreeToldBefore, Need::UnguardedPrograms],
+                gives: Status::Exact,
+                remark: "",
+            },
+            Candidate {
+                mechanism: M::RawTracepoint,
+                hooks: FREE_EVENTS,
+                needs: &[Need::FreeToldBefore],
+                gives: Status::Bounded,
+                remark: NESTED_SLAB,
+            },
+            Candidate {
+                mechanism: M::Fentry,
+                hooks: hooks! {
+                    "fe_cache_free" P::Fentry, "kmem_cache_free";
+                    "fe_kfree" P::Fentry, "kfree";
+                },
+                needs: &[
+                    Need::FreeToldAfter,
+                    Need::UnguardedPrograms,
+                    Need::SlabPlace,
+                    Need::SlabPathArguments,
+                ],
+                gives: Status::Exact,
+                remark: "",
+            },
+            Candidate {
+                mechanism: M::RawTracepoint,
+                hooks: FREE_EVENTS,
+                needs: &[Need::FreeToldAfter],
+                gives: Status::Bounded,
+                remark: "what is charged and freed by kmem_cache_free counts as still there",
+            },
+            Candidate {
+                mechanism: M::Tracepoint,
+                hooks: hooks! {
+                    "tp_cache_free" P::Tracepoint("kmem"), "kmem_cache_free";
+                    "tp_kfree" P::Tracepoint("kmem"), "kfree";
+                },
+                needs: &[],
+                gives: Status::Bounded,
+                remark: NO_PAYERS,
+            },
+        ],
         without: "slab frees are not seen",
         on_request: true,
     },
@@ -684,18 +757,47 @@ pub static ROLES: &[Role] = &[
     Role {
         name: "slab.context",
         purpose: "softirqs and hardirq handlers, where there is no task to charge",
-        candidates: &[Candidate {
-            mechanism: M::RawTracepoint,
-            hooks: hooks! {
-                "rt_softirq_entry" P::RawTracepoint, "softirq_entry";
-                "rt_softirq_exit" P::RawTracepoint, "softirq_exit";
-                "rt_hardirq_entry" P::RawTracepoint, "irq_handler_entry";
-                "rt_hardirq_exit" P::RawTracepoint, "irq_handler_exit";
+        candidates: &[
+            Candidate {
+                mechanism: M::Read,
+                hooks: &[],
+                needs: &[Need::PreemptCount],
+                gives: Status::Exact,
+                remark: "",
             },
-            needs: &[],
-            gives: Status::Exact,
-            remark: "",
-        }],
+            Candidate {
+                mechanism: M::RawTracepoint,
+                hooks: hooks! {
+                    "rt_softirq_entry" P::RawTracepoint, "softirq_entry";
+                    "rt_softirq_exit" P::RawTracepoint, "softirq_exit";
+                    "rt_hardirq_entry" P::RawTracepoint, "irq_handler_entry";
+                    "rt_hardirq_exit" P::RawTracepoint, "irq_handler_exit";
+                    "rt_hardirq_entry" P::RawTracepoint, "local_timer_entry";
+                    "rt_hardirq_exit" P::RawTracepoint, "local_timer_exit";
+                    "rt_hardirq_entry" P::RawTracepoint, "call_function_entry";
+                    "rt_hardirq_exit" P::RawTracepoint, "call_function_exit";
+                    "rt_hardirq_entry" P::RawTracepoint, "call_function_single_entry";
+                    "rt_hardirq_exit" P::RawTracepoint, "call_function_single_exit";
+                    "rt_hardirq_entry" P::RawTracepoint, "irq_work_entry";
+                    "rt_hardirq_exit" P::RawTracepoint, "irq_work_exit";
+                },
+                needs: &[],
+                gives: Status::Exact,
+                remark: "",
+            },
+            Candidate {
+                mechanism: M::RawTracepoint,
+                hooks: hooks! {
+                    "rt_softirq_entry" P::RawTracepoint, "softirq_entry";
+                    "rt_softirq_exit" P::RawTracepoint, "softirq_exit";
+                    "rt_hardirq_entry" P::RawTracepoint, "irq_handler_entry";
+                    "rt_hardirq_exit" P::RawTracepoint, "irq_handler_exit";
+                },
+                needs: &[],
+                gives: Status::Bounded,
+                remark: "a CPU's own interrupts (its timer, calls from other CPUs) are not told from the task",
+            },
+        ],
         without: "objects born in interrupts are put down to the task that was interrupted",
         on_request: true,
     },

@@ -3,9 +3,9 @@
 use std::collections::HashMap;
 
 use kmem_trace_ebpf::sums::{
-    CAUSE_BEFORE_TRACE, CAUSE_CHARGED, CAUSE_HARDIRQ, CAUSE_KERNEL_THREAD, CAUSE_NOKMEM,
-    CAUSE_NOT_ACCOUNTABLE, CAUSE_NOT_SLAB, CAUSE_REPARENTED, CAUSE_ROOT, CAUSE_SOFTIRQ, OTHERS,
-    SlabKey, SlabSums,
+    CAUSE_BEFORE_TRACE, CAUSE_BH_DISABLED, CAUSE_CHARGED, CAUSE_HARDIRQ, CAUSE_KERNEL_THREAD,
+    CAUSE_NO_MM, CAUSE_NOKMEM, CAUSE_NOT_ACCOUNTABLE, CAUSE_NOT_SLAB, CAUSE_REPARENTED, CAUSE_ROOT,
+    CAUSE_SOFTIRQ, OTHERS, SlabKey, SlabSums,
 };
 
 use super::tree::{Life, Tree};
@@ -293,6 +293,9 @@ pub fn cause_name(cause: u8) -> &'static str {
         CAUSE_NOKMEM => "nokmem",
         CAUSE_BEFORE_TRACE => "before-trace",
         CAUSE_NOT_SLAB => "not-slab",
+        CAUSE_BH_DISABLED => "bh-disabled",
+        CAUSE_NO_MM => "no-mm",
+        CAUSE_REPARENTED => "reparented",
         _ => "unknown",
     }
 }

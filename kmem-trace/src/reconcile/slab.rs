@@ -415,6 +415,18 @@ fn missing(report: &SlabReport) -> Vec<String> {
         human(missing.unsigned_abs()),
         missing as f64 * 100.0 / made as f64
     )];
+    let off: i64 = report
+        .lines
+        .iter()
+        .filter(|line| line.cause == "nokmem")
+        .map(|line| line.bytes)
+        .sum();
+    if off > 0 {
+        sentences.push(format!(
+            "Accounting of kernel memory is off since boot (cgroup.memory=nokmem): {} of that would be charged with it on.",
+            human(off.unsigned_abs())
+        ));
+    }
     for (place, reason) in reasons.iter().take(REASONS).enumerate() {
         let site = reason
             .call_site
@@ -443,6 +455,8 @@ pub fn because(cause: &str) -> &'static str {
         "root" => "asked for by the root cgroup",
         "nokmem" => "booted with cgroup.memory=nokmem",
         "before-trace" => "older than the trace",
+        "bh-disabled" => "asked for with softirqs off, which this kernel takes for an interrupt",
+        "no-mm" => "asked for by a task that was exiting",
         "not-slab" => "pages, no slab",
         _ => "cause unknown",
     }
@@ -463,6 +477,8 @@ fn advice(cause: &str) -> &'static str {
         }
         "root" => "run what asks for them in a cgroup",
         "nokmem" => "boot without cgroup.memory=nokmem",
+        "bh-disabled" => "newer kernels (5.14 and later) charge these",
+        "no-mm" => "they go with the task's last references",
         _ => "see the call site",
     }
 }
@@ -589,6 +605,30 @@ mod tests {
                 .starts_with("2. 960 B (0 % of that): 30 × lsm at security+0x2, not accountable"),
             "{}",
             said[2]
+        );
+    }
+
+    #[test]
+    fn a_verdict_says_what_would_be_charged_if_accounting_were_not_off_since_boot() {
+        let report = SlabReport {
+            lines: vec![
+                line("lsm", "not-accountable", "a", 1, 2048),
+                line("filp", "nokmem", "b", 4, 1024),
+                line("pid", "nokmem", "c", 4, 512),
+            ],
+            large: Vec::new(),
+            wrong_payers: Vec::new(),
+            dead: Vec::new(),
+            node: NodeLine {
+                not_charged_bytes: 3584,
+                ..NodeLine::default()
+            },
+            findings: Findings::default(),
+        };
+        let said = verdict(&report);
+        assert_eq!(
+            said[1],
+            "Accounting of kernel memory is off since boot (cgroup.memory=nokmem): 1 536 B of that would be charged with it on."
         );
     }
 

@@ -1,14 +1,21 @@
 //! Records → events as printed: one line of text, or one JSON object.
 
-use kmem_trace_ebpf::record::{
-    Header, OP_ATTACH, OP_CHARGE, OP_FREE, OP_MKDIR, OP_REFUSED, OP_RELEASE, OP_RENAME, OP_RMDIR,
-    OP_TRY_CHARGE, OP_UNCHARGE, SOURCE_KMEM,
+use kmem_trace_ebpf::{
+    record::{
+        Header, OP_ATTACH, OP_CHARGE, OP_FREE, OP_MKDIR, OP_REFUSED, OP_RELEASE, OP_RENAME,
+        OP_RMDIR, OP_TRY_CHARGE, OP_UNCHARGE, SOURCE_KMEM,
+    },
+    sums::{CAUSE_UNASKED, OTHERS},
 };
 use serde::Serialize;
 
 use super::{name, size};
+use crate::ledger::slab;
 use crate::reconcile::limit;
 use crate::stream::decode::{Record, text};
+
+/// A cgroup that is not traced.
+pub const ANOTHER: &str = "(another cgroup)";
 
 /// An event of a role. Keys that do not apply are absent.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -34,6 +41,18 @@ pub struct Event {
     pub cache: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub call_site: Option<String>,
+    /// Who is charged for a slab object; absent where nobody is, or where it was not asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub payer: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub payer_id: Option<u64>,
+    /// Who asked for it; absent on frees of charged objects, which do not say.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub asker: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub asker_id: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cause: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub accounted: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -99,10 +118,15 @@ impl Event {
             }
             Record::Slab(it) => {
                 event.bytes = (it.bytes_alloc != 0).then_some(it.bytes_alloc);
-                event.call_site = Some(names.call_site(it.call_site));
+                event.call_site = (it.call_site != 0).then(|| names.call_site(it.call_site));
                 let cache = text(&it.cache);
                 event.cache = (!cache.is_empty()).then(|| name::printable(cache));
                 event.accounted = (it.accounted < 2).then_some(it.accounted == 1);
+                if it.cause != CAUSE_UNASKED {
+                    event.cause = Some(slab::cause_name(it.cause));
+                    (event.payer, event.payer_id) = party(it.cgroup_id, names);
+                    (event.asker, event.asker_id) = party(it.asker, names);
+                }
             }
             Record::Limit(it) => {
                 event.names(it.cgroup_id, names);
@@ -183,6 +207,16 @@ impl Event {
         if let Some(call_site) = &self.call_site {
             add(format!("at {call_site}"));
         }
+        // A payer who asked is named once.
+        if let Some(payer) = self.payer.as_ref().filter(|_| self.asker != self.payer) {
+            add(format!("charged to {payer}"));
+        }
+        if let Some(asker) = &self.asker {
+            add(format!("for {asker}"));
+        }
+        if let Some(cause) = self.cause {
+            add(cause.to_owned());
+        }
         if let Some(accounted) = self.accounted {
             add(if accounted {
                 "accounted"
@@ -215,6 +249,15 @@ impl Event {
             (None, _) => {}
         }
         line
+    }
+}
+
+/// A cgroup as a slab record names it.
+fn party(id: u64, names: &dyn Names) -> (Option<String>, Option<u64>) {
+    match id {
+        0 => (None, None),
+        OTHERS => (Some(ANOTHER.to_owned()), None),
+        id => (Some(names.cgroup(id)), Some(id)),
     }
 }
 
@@ -252,5 +295,90 @@ fn outcome(result: i64) -> String {
             format!("{errno:?}: {}", errno.desc())
         }
         Err(_) => format!("error {result}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kmem_trace_ebpf::{
+        record::{CACHE_LEN, KIND_SLAB, OP_ALLOC, SlabRecord},
+        sums::{CAUSE_CHARGED, CAUSE_SOFTIRQ},
+    };
+
+    use super::*;
+
+    struct Numbered;
+
+    impl Names for Numbered {
+        fn cgroup(&self, id: u64) -> String {
+            format!("/{id}")
+        }
+        fn counter(&self, _: u8) -> &'static str {
+            "memory"
+        }
+        fn item(&self, item: i32) -> String {
+            item.to_string()
+        }
+        fn limits(&self, _: u64) -> limit::Kernel {
+            unreachable!("no limit is written here")
+        }
+        fn call_site(&self, address: u64) -> String {
+            format!("{address:#x}")
+        }
+    }
+
+    fn object(payer: u64, asker: u64, cause: u8) -> SlabRecord {
+        let mut cache = [0; CACHE_LEN];
+        cache[..3].copy_from_slice(b"TCP");
+        SlabRecord {
+            header: Header {
+                kind: KIND_SLAB,
+                len: size_of::<SlabRecord>() as u16,
+                ..Header::default()
+            },
+            cgroup_id: payer,
+            asker,
+            object: 0x1000,
+            call_site: 0x77,
+            bytes_req: 2048,
+            bytes_alloc: 2048,
+            gfp: 0,
+            op: OP_ALLOC,
+            accounted: 2,
+            cause,
+            reserved: 0,
+            cache,
+        }
+    }
+
+    fn shown(record: &SlabRecord) -> (Event, String) {
+        let event = Event::of(&Record::Slab(record), &Numbered);
+        let line = event.line(0);
+        let from = line.find("TCP").unwrap_or_default();
+        let text = line[from..].to_owned();
+        (event, text)
+    }
+
+    #[test]
+    fn an_object_is_told_with_who_pays_who_asked_and_why_nobody_does() {
+        let (event, text) = shown(&object(7, 7, CAUSE_CHARGED));
+        assert_eq!((event.payer_id, event.asker_id), (Some(7), Some(7)));
+        assert_eq!(text, "TCP 2 048 B at 0x77 for /7 charged");
+        let (event, text) = shown(&object(7, OTHERS, CAUSE_CHARGED));
+        assert_eq!(event.asker_id, None);
+        assert_eq!(
+            text,
+            "TCP 2 048 B at 0x77 charged to /7 for (another cgroup) charged"
+        );
+        let (event, text) = shown(&object(0, 8, CAUSE_SOFTIRQ));
+        assert_eq!((event.payer, event.cause), (None, Some("softirq")));
+        assert_eq!(text, "TCP 2 048 B at 0x77 for /8 softirq");
+    }
+
+    #[test]
+    fn an_object_that_was_not_asked_says_nothing_of_anybody() {
+        let (event, text) = shown(&object(0, 0, CAUSE_UNASKED));
+        assert_eq!((event.payer, event.asker, event.cause), (None, None, None));
+        assert_eq!(text, "TCP 2 048 B at 0x77");
     }
 }

@@ -23,6 +23,9 @@ pub struct PlanLine<'a> {
     pub hierarchy: &'a str,
     pub lockdown: &'a str,
     pub mode: &'a str,
+    /// Booted with `cgroup.memory=nokmem`: nobody pays for kernel memory.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub nokmem: bool,
     pub roles: &'a [Row],
 }
 

@@ -18,6 +18,8 @@ pub struct Headline {
     pub mechanisms: String,
     /// What this mode cannot see; empty where it sees all.
     pub blind: Vec<String>,
+    /// Booted with `cgroup.memory=nokmem`.
+    pub nokmem: bool,
 }
 
 /// Width of the column of labels.
@@ -35,6 +37,12 @@ pub fn headline(out: &mut impl Write, head: &Headline) -> io::Result<()> {
         "kmem-trace · Linux {} · cgroup {} · {}",
         head.kernel, head.hierarchy, head.mechanisms
     )?;
+    if head.nokmem {
+        writeln!(
+            out,
+            "  accounting of kernel memory is off since boot (cgroup.memory=nokmem): nobody pays for slab"
+        )?;
+    }
     for line in &head.blind {
         writeln!(out, "  cannot see: {line}")?;
     }

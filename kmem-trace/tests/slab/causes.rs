@@ -24,13 +24,13 @@ use crate::{
         cgroup::{self, Cgroup},
         lines::{self, number},
         load, machine, soon,
-        tracer::Tracer,
+        tracer::{Tracer, ask_with},
     },
 };
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
-fn booted_with_nokmem() -> bool {
+pub(super) fn booted_with_nokmem() -> bool {
     let line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
     line.split_whitespace()
         .filter_map(|word| word.strip_prefix("cgroup.memory="))
@@ -38,7 +38,7 @@ fn booted_with_nokmem() -> bool {
 }
 
 /// Whether it is possible here, and somebody pays for kernel memory.
-fn is_charged() -> bool {
+pub(super) fn is_charged() -> bool {
     if is_possible() && booted_with_nokmem() {
         machine::skip("booted with cgroup.memory=nokmem: nobody pays for slab");
         return false;
@@ -46,12 +46,12 @@ fn is_charged() -> bool {
     is_possible()
 }
 
-fn own(name: &str) -> Cgroup {
+pub(super) fn own(name: &str) -> Cgroup {
     Cgroup::top(&format!("kmem-trace-test-{name}-{}", std::process::id()))
 }
 
 /// The slab report that was printed last, whole: all lines up to a node line.
-fn latest(tracer: &Tracer) -> Vec<Value> {
+pub(super) fn latest(tracer: &Tracer) -> Vec<Value> {
     let all = tracer.all();
     let ends: Vec<usize> = (0..all.len())
         .filter(|place| lines::is(&all[*place], "node"))
@@ -65,7 +65,7 @@ fn latest(tracer: &Tracer) -> Vec<Value> {
 
 /// Waits for a slab report of which `wanted` holds; the last one in any case.
 #[track_caller]
-fn report(tracer: &Tracer, what: &str, wanted: impl Fn(&[Value]) -> bool) -> Vec<Value> {
+pub(super) fn report(tracer: &Tracer, what: &str, wanted: impl Fn(&[Value]) -> bool) -> Vec<Value> {
     let mut last = Vec::new();
     let came = soon(PATIENCE, || {
         last = latest(tracer);
@@ -81,33 +81,33 @@ fn report(tracer: &Tracer, what: &str, wanted: impl Fn(&[Value]) -> bool) -> Vec
 
 /// A whole report that began after this call.
 #[track_caller]
-fn next(tracer: &Tracer) -> Vec<Value> {
+pub(super) fn next(tracer: &Tracer) -> Vec<Value> {
     let nodes = || lines::of_type(&tracer.all(), "node").count();
     let seen = nodes();
     report(tracer, "anything new", |_| nodes() > seen + 1)
 }
 
-fn sum(report: &[Value], key: &str, wanted: impl Fn(&Value) -> bool) -> i64 {
+pub(super) fn sum(report: &[Value], key: &str, wanted: impl Fn(&Value) -> bool) -> i64 {
     lines::of_type(report, "slab")
         .filter(|line| wanted(line))
         .map(|line| number(line, key))
         .sum()
 }
 
-fn at(line: &Value, function: &str) -> bool {
+pub(super) fn at(line: &Value, function: &str) -> bool {
     line["call_site"]
         .as_str()
         .is_some_and(|site| site.starts_with(function))
 }
 
 /// A child in a cgroup, which holds what it made until dropped.
-struct Inside {
+pub(super) struct Inside {
     release: Option<OwnedFd>,
     pid: nix::unistd::Pid,
 }
 
 impl Inside {
-    fn new<T>(cgroup: &Cgroup, make: impl FnOnce() -> T) -> Self {
+    pub(super) fn new<T>(cgroup: &Cgroup, make: impl FnOnce() -> T) -> Self {
         // Nobody who is started meanwhile is to hold them open.
         let (ready, say_ready) = pipe2(OFlag::O_CLOEXEC).expect("a pipe");
         let (wait, release) = pipe2(OFlag::O_CLOEXEC).expect("a pipe");
@@ -144,7 +144,7 @@ impl Drop for Inside {
 }
 
 /// A shell in a cgroup.
-fn shell(cgroup: &Cgroup, script: &str) -> Child {
+pub(super) fn shell(cgroup: &Cgroup, script: &str) -> Child {
     let entered = format!(
         "echo $$ > {}/cgroup.procs && {script}",
         cgroup.dir.display()
@@ -301,10 +301,44 @@ fn booted_with_nokmem_everything_opted_in_is_put_down_to_that() {
         }) >= 1000
     });
     held.end();
-    tracer.end().assert_fine();
+    assert_eq!(tracer.plan()["nokmem"], true);
+    let ended = tracer.end();
+    ended.assert_fine();
     assert_eq!(
         sum(&report, "objects", |line| line["cause"] == "charged"),
         0
+    );
+    assert_eq!(
+        sum(&report, "allocated_bytes", |line| line["cause"]
+            == "unknown"),
+        0,
+        "{report:#?}"
+    );
+}
+
+#[test]
+fn booted_with_nokmem_the_screen_and_the_verdict_say_that_accounting_is_off() {
+    if !is_possible() {
+        return;
+    }
+    if !booted_with_nokmem() {
+        machine::skip("needs cargo xtask vm --kernel 5.10 --append cgroup.memory=nokmem");
+        return;
+    }
+    // Something that it holds when the trace ends.
+    let words = "run -c kmem-trace-test-off -d 3s -- sh -c";
+    let mut words: Vec<&str> = words.split_whitespace().collect();
+    words.push("exec 3</ 4</ 5</ 6</ 7</ 8</; sleep 30");
+    let said = ask_with(&words);
+    assert!(
+        said.out
+            .contains("accounting of kernel memory is off since boot (cgroup.memory=nokmem)"),
+        "{said:?}"
+    );
+    assert!(
+        said.out
+            .contains("Accounting of kernel memory is off since boot (cgroup.memory=nokmem): "),
+        "{said:?}"
     );
 }
 

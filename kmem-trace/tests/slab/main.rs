@@ -6,6 +6,8 @@ mod support;
 
 mod attribution;
 mod causes;
+mod contexts;
 mod coverage;
 mod dead;
+mod events;
 mod sockets;

@@ -29,6 +29,14 @@ const MATRIX: [(&[&str], Cgroup); 9] = [
     (&["newest"], Cgroup::V2),
 ];
 
+/// A kernel booted to charge nobody for kernel memory, and the tests of slab that ask about that.
+const NOKMEM: (&str, Cgroup, &str, &str) = (
+    "5.10",
+    Cgroup::V1,
+    "cgroup.memory=nokmem",
+    "booted_with_nokmem",
+);
+
 /// The kernel that the module with old kernels' functions is built for.
 const MODULE_FOR: (&str, &str) = ("6.1", "v1");
 
@@ -154,9 +162,11 @@ pub fn run(arguments: &Arguments) -> Result<Tally> {
             ..call.clone()
         });
     }
+    let as_booted = calls.len();
+    calls.extend(without_accounting(arguments, &call)?);
     let mut total = super::run_tests(&calls, arguments.jobs)?;
     if wanted.iter().any(|target| target == "plan") {
-        for call in &calls {
+        for call in &calls[..as_booted] {
             for line in &call.kernels {
                 if module::on_mirror(line)? {
                     total += compare(line, call.cgroup, arguments.update)?;
@@ -165,6 +175,27 @@ pub fn run(arguments: &Arguments) -> Result<Tally> {
         }
     }
     Ok(total)
+}
+
+/// The row of [`NOKMEM`], where neither other kernels nor other targets are asked for.
+fn without_accounting(
+    arguments: &Arguments,
+    call: &super::Arguments,
+) -> Result<Option<super::Arguments>> {
+    let (line, cgroup, words, tests) = NOKMEM;
+    let line: Line = line.parse().map_err(anyhow::Error::msg)?;
+    let other_kernels = !arguments.kernels.is_empty() && !arguments.kernels.contains(&line);
+    if other_kernels || arguments.targets != TARGETS {
+        return Ok(None);
+    }
+    Ok(Some(super::Arguments {
+        kernels: vec![line],
+        cgroup,
+        append: vec![words.to_owned()],
+        tests: targets(&["slab".to_owned()])?,
+        test_arguments: vec![tests.to_owned()],
+        ..call.clone()
+    }))
 }
 
 /// What a machine gets: type information of another kernel, and the module where it was built.

@@ -231,6 +231,11 @@ impl Session {
         self.started.elapsed()
     }
 
+    /// Whether the kernel was booted to charge nobody for kernel memory.
+    pub fn is_nokmem(&self) -> bool {
+        self.plan.config.nokmem == 1
+    }
+
     /// What this mode cannot see, in plain words.
     pub fn blind_spots(&self) -> Vec<String> {
         let mut spots = Vec::new();

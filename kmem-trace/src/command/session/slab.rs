@@ -18,7 +18,7 @@ use crate::{
         SlabReport, WrongPayerLine,
     },
     stream::decode::text,
-    view::name,
+    view::{event::ANOTHER, name},
 };
 
 /// Wrong payers told of.
@@ -192,7 +192,7 @@ impl Session {
             report.large.extend(book.large.iter().map(line));
             for it in book.wrong_payers.iter().take(LINES) {
                 let named = |id: u64| match id {
-                    OTHERS => "(another cgroup)".to_owned(),
+                    OTHERS => ANOTHER.to_owned(),
                     id => name::path(&self.tree.name(id)),
                 };
                 report.wrong_payers.push(WrongPayerLine {
