@@ -1,6 +1,6 @@
 //! Slab objects that pass no tracepoint: many in one call, `kfree_rcu` into sheaves, and what BPF
 //! maps allocate in any context. Entry points and the walk over an array of objects; what is done
-//! with each is `slab_event`'s.
+//! with each is `slab_event`'s. And frees of one object, on kernels that tell of them too late.
 //!
 //! None of these functions falls back to one that fires an event for the same object
 //! (mm/slub.c: they share `slab_post_alloc_hook` and `slab_free_hook` with those that do, below
@@ -138,6 +138,23 @@ pub fn fe_free_bulk(ctx: FEntryContext) -> i32 {
         0,
         how(OP_FREE, 0),
     );
+    0
+}
+
+/// `kmem_cache_free(struct kmem_cache *s, void *x)`, where the event comes after the object is gone
+/// and its payer with it.
+#[fentry]
+pub fn fe_cache_free(ctx: FEntryContext) -> i32 {
+    let ctx = ctx.as_ptr() as u64;
+    slab_object(argument(ctx, 1), argument(ctx, 0), 0, how(OP_FREE, 0));
+    0
+}
+
+/// `kfree(const void *x)`, beside [`fe_cache_free`].
+#[fentry]
+pub fn fe_kfree(ctx: FEntryContext) -> i32 {
+    let ctx = ctx.as_ptr() as u64;
+    slab_object(argument(ctx, 0), 0, 0, how(OP_FREE, 0));
     0
 }
 

@@ -62,6 +62,15 @@ pub fn resolve(sources: &Sources<'_>) -> Layout {
             };
             unmet.insert(lacking, why.to_owned());
             note(&mut unmet, Need::OwnPrograms, pairs::members(btf).map(drop));
+            // `(data, call_site, ptr)`; when it came to tell of the cache, it came to be first ("mm,
+            // tracing: record slab name for kmem_cache_free()", 5.13).
+            if btf
+                .function("__traceiter_kmem_cache_free")
+                .is_ok_and(|function| function.params.len() > 3)
+            {
+                let why = "this kernel tells of a free before it";
+                unmet.insert(Need::LateFreeEvents, why.to_owned());
+            }
             slab_cache(btf, &mut config);
             task_memcg(btf, &mut config);
             limits::layout(btf, &mut config);
@@ -81,6 +90,7 @@ pub fn resolve(sources: &Sources<'_>) -> Layout {
                 Need::GuardedPrograms,
                 Need::UnguardedPrograms,
                 Need::OwnPrograms,
+                Need::LateFreeEvents,
             ] {
                 unmet.insert(need, why.to_owned());
             }

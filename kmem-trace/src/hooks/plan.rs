@@ -225,7 +225,7 @@ pub fn resolve(facts: &Facts<'_>) -> Plan {
 
 /// Why a candidate was passed over.
 enum Passed {
-    /// For the other cgroup version: no reason that anybody asked for.
+    /// For the other cgroup version or for older kernels: no reason that anybody asked for.
     OtherHierarchy(String),
     /// An older or newer kernel's symbol.
     Absent(String),
@@ -344,7 +344,7 @@ fn fits(
             why.unwrap_or_else(|| "struck out".to_owned()),
         ));
     }
-    for need in [Need::V1, Need::V2] {
+    for need in [Need::V1, Need::V2, Need::LateFreeEvents] {
         if candidate.needs.contains(&need)
             && let Some(why) = unmet.get(&need)
         {

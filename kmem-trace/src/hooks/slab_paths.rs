@@ -22,6 +22,9 @@ pub fn arguments(sources: &Sources<'_>, hooks: &[Hook], config: &mut Config) -> 
             "fe_free_bulk" => {
                 with(btf, hook.symbol, &[POINTER, NUMBER, POINTER])?;
             }
+            "fe_cache_free" => {
+                with(btf, hook.symbol, &[POINTER, POINTER])?;
+            }
             "fx_rcu_sheaf" => {
                 let function = with(btf, hook.symbol, &[POINTER, POINTER])?;
                 config.slab_paths.sheaf_args = function.params.len() as u32;

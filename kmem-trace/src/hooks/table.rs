@@ -78,6 +78,8 @@ pub enum Need {
     OwnPrograms,
     /// Items of `memory.stat` and their numbers.
     StatItems,
+    /// The event of a free comes when the object is free, and nobody pays for it any more.
+    LateFreeEvents,
     /// From an object's address to its slab page, cache and payer.
     SlabPlace,
     /// Arguments and results of the functions that move slab objects without an event.
@@ -176,8 +178,9 @@ macro_rules! user_charge {
 /// Slab events under each mechanism, the cheapest first. Where the kernel skips what interrupts
 /// itself, a second program on each takes care of that: attached first, so as to miss nothing.
 macro_rules! slab_candidates {
-    ($([$($raw:literal $second:literal $classic:literal $tracepoint:literal),*])*) => {
+    ($(first $first:expr;)? $([$($raw:literal $second:literal $classic:literal $tracepoint:literal),*])*) => {
         &[
+            $($first,)?
             $(Candidate {
                 mechanism: M::RawTracepoint,
                 hooks: hooks! {
@@ -596,6 +599,16 @@ pub static ROLES: &[Role] = &[
         name: "slab.free",
         purpose: "slab objects freed",
         candidates: slab_candidates!(
+            first Candidate {
+                mechanism: M::Fentry,
+                hooks: hooks! {
+                    "fe_cache_free" P::Fentry, "kmem_cache_free";
+                    "fe_kfree" P::Fentry, "kfree";
+                },
+                needs: &[Need::LateFreeEvents, Need::UnguardedPrograms, Need::SlabPlace, Need::SlabPathArguments],
+                gives: Status::Exact,
+                remark: "",
+            };
             ["rt_cache_free" "rt_cache_free_2" "tp_cache_free" "kmem_cache_free", "rt_kfree" "rt_kfree_2" "tp_kfree" "kfree"]
         ),
         without: "slab frees are not seen",
