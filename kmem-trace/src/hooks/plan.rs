@@ -312,11 +312,11 @@ fn order(role: &'static Role, attach: AttachMode) -> Vec<(usize, &'static Candid
         AttachMode::Tracepoint => Mechanism::Tracepoint,
     };
     // A role that has no candidate of the forced kind is served by tracepoints: they are all that
-    // some roles have. Only `--attach tracepoint` may leave a role unserved.
+    // some roles have, but for frees on older kernels. Only `--attach tracepoint` may leave a role unserved.
     let has_forced = role
         .candidates
         .iter()
-        .any(|candidate| candidate.mechanism == forced);
+        .any(|it| it.mechanism == forced && !it.needs.contains(&Need::LateFreeEvents));
     all.filter(|(_, candidate)| {
         candidate.mechanism == forced
             || (forced == Mechanism::Tracepoint && candidate.mechanism == Mechanism::BtfTracepoint)
