@@ -2,8 +2,8 @@
 //! maps allocate in any context; and frees whose tracepoint comes too late. Entry points and the
 //! walk over an array of objects; what is done with each is `slab_event`'s.
 //!
-//! But for the latter, none of these functions falls back to one that fires an event for the same object
-//! (mm/slub.c: they share `slab_post_alloc_hook` and `slab_free_hook` with those that do, below
+//! But for the latter, none of these functions falls back to one that fires an event for the same
+//! object (mm/slub.c: they share `slab_post_alloc_hook` and `slab_free_hook` with those that do, below
 //! the tracepoints), so nothing is counted twice.
 
 use aya_ebpf::{

@@ -227,7 +227,7 @@ pub fn resolve(facts: &Facts<'_>) -> Plan {
 
 /// Why a candidate was passed over.
 enum Passed {
-    /// For the other cgroup version: no reason that anybody asked for.
+    /// For the other cgroup version or for older kernels: no reason that anybody asked for.
     OtherHierarchy(String),
     /// An older or newer kernel's symbol.
     Absent(String),
@@ -314,11 +314,11 @@ fn order(role: &'static Role, attach: AttachMode) -> Vec<(usize, &'static Candid
         AttachMode::Tracepoint => Mechanism::Tracepoint,
     };
     // A role that has no candidate of the forced kind is served by tracepoints: they are all that
-    // some roles have. Only `--attach tracepoint` may leave a role unserved.
+    // some roles have, but for frees on older kernels. Only `--attach tracepoint` may leave a role unserved.
     let has_forced = role
         .candidates
         .iter()
-        .any(|candidate| candidate.mechanism == forced);
+        .any(|it| it.mechanism == forced && !it.needs.contains(&Need::FreeToldAfter));
     all.filter(|(_, candidate)| {
         candidate.mechanism == forced
             || (forced == Mechanism::Tracepoint && candidate.mechanism == Mechanism::BtfTracepoint)
@@ -349,7 +349,7 @@ fn fits(
             why.unwrap_or_else(|| "struck out".to_owned()),
         ));
     }
-    for need in [Need::V1, Need::V2] {
+    for need in [Need::V1, Need::V2, Need::FreeToldAfter] {
         if candidate.needs.contains(&need)
             && let Some(why) = unmet.get(&need)
         {

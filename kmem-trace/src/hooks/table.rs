@@ -620,7 +620,11 @@ pub static ROLES: &[Role] = &[
                     "rt_kfree_2" P::RawTracepoint, "kfree";
                     "rt_kfree" P::RawTracepoint, "kfree";
                 },
-                needs: &[Need::FreeToldBefore, Need::GuardedPrograms, Need::OwnPrograms],
+                needs: &[
+                    Need::FreeToldBefore,
+                    Need::GuardedPrograms,
+                    Need::OwnPrograms,
+                ],
                 gives: Status::Exact,
                 remark: "",
             },

@@ -3,6 +3,7 @@
 //! lies on per-CPU lists would be in the figures otherwise.
 
 use std::{
+    collections::BTreeMap,
     fs,
     path::PathBuf,
     sync::{
@@ -61,10 +62,25 @@ impl Drop for Shrinker {
     }
 }
 
+/// Objects in use by `/proc/slabinfo`, by cache.
+type Objects = BTreeMap<String, f64>;
+
+fn all_objects() -> Objects {
+    let text = fs::read_to_string("/proc/slabinfo").expect("root may read it");
+    text.lines()
+        .skip(2)
+        .map(|line| {
+            let mut words = line.split_whitespace();
+            let name = words.next().expect("a name").to_owned();
+            let active = words.next().and_then(|word| word.parse().ok());
+            (name, active.expect("it is a number"))
+        })
+        .collect()
+}
+
 /// What the kernel says of a cache.
 struct Cache {
     name: String,
-    object_bytes: f64,
     /// Objects that shrinking leaves on lists of CPUs, where they count as in use whether they are
     /// or not: those of the slab that a CPU takes next, and of its sheaves (main, spare, and the one
     /// that waits for RCU) where the kernel has them (mm/slub.c, `struct slub_percpu_sheaves`).
@@ -85,18 +101,8 @@ impl Cache {
         let of_sheaf = number("sheaf_capacity").unwrap_or(0.0);
         Self {
             name: name.to_owned(),
-            object_bytes: number("slab_size").expect("SLUB says how large"),
             on_cpus: cpus * (of_slab + 3.0 * of_sheaf),
         }
-    }
-
-    /// What came of it less what went, whoever pays.
-    fn bytes_in(&self, slab: &Slab) -> i64 {
-        slab.lines
-            .iter()
-            .filter(|line| line["cache"] == self.name.as_str())
-            .map(|line| number(line, "bytes"))
-            .sum()
     }
 }
 
@@ -135,7 +141,7 @@ fn caches() -> Vec<PathBuf> {
 
 /// Holds the events of a trace, during which slab came or went, to the bars.
 #[track_caller]
-fn assert_told(what: &str, slab: &Slab) {
+fn assert_told(what: &str, slab: &Slab, before: &Objects, after: &Objects) {
     let node = &slab.node;
     assert_eq!(
         node["unseen"].as_array().map(Vec::len),
@@ -149,7 +155,7 @@ fn assert_told(what: &str, slab: &Slab) {
         };
         let apart = (coverage - 1.0).abs();
         let cache = Cache::of(line["cache"].as_str().expect("a name"));
-        let moved = cache.bytes_in(slab).abs() as f64 / cache.object_bytes / coverage;
+        let moved = (after[&cache.name] - before.get(&cache.name).unwrap_or(&0.0)).abs();
         // Where a list on a CPU may be more than the bar, it is the bar.
         let bar = (cache.on_cpus / moved).max(BAR);
         if bar == BAR {
@@ -189,14 +195,16 @@ fn told_as_it_comes(words: &str) -> bool {
     let Some(tracer) = tracer(&format!("-c {} -i 500ms", parent.name)) else {
         return false;
     };
+    let before = all_objects();
     let held = load::start(&parent, words);
     // Frees that wait for an RCU grace period have happened by then.
     thread::sleep(Duration::from_secs(2));
     let slab = Slab::next(&tracer);
+    let after = all_objects();
     drop(shrinker);
     held.end();
     tracer.end().assert_fine();
-    assert_told(words, &slab);
+    assert_told(words, &slab, &before, &after);
     true
 }
 
@@ -292,12 +300,14 @@ fn all_slab_that_goes_is_told_of() {
     let Some(tracer) = tracer(&format!("-c {} -i 500ms", parent.name)) else {
         return;
     };
+    let before = all_objects();
     held.end();
     thread::sleep(Duration::from_secs(3));
     let slab = Slab::next(&tracer);
+    let after = all_objects();
     drop(shrinker);
     tracer.end().assert_fine();
-    assert_told("the end of a load", &slab);
+    assert_told("the end of a load", &slab, &before, &after);
     assert!(number(&slab.node, "slab_delta_bytes") < 0, "{}", slab.node);
     // Most of it is freed after a grace period, in interrupts, many of which come in the middle of a
     // program: of one on each event the kernel skipped 1 in 100 here.
