@@ -25,8 +25,7 @@ use super::{
     allowed::cause,
     features::{Lacking, Object},
     kept::{Kept, Slab},
-    loader::loader,
-    pairs,
+    loader, pairs,
     plan::Plan,
     recycling,
     site::AllSites,
@@ -168,31 +167,33 @@ pub fn attach(plan: &Plan, config: &Config, wanted: &Wanted<'_>) -> Result<Attac
     let config: &'static Config = config;
     let log_level: &'static u8 = Box::leak(Box::new(log_level));
     let program_members: &'static ProgramMembers = Box::leak(Box::new(plan.program_members));
-    let mut loader = loader();
-    loader
-        .override_global("CONFIG", config, true)
-        .override_global(
-            "PROGRAM_MEMBERS",
-            program_members,
-            lacking.object() == Object::Newest,
-        )
-        .override_global("AYA_LOG_LEVEL", log_level, false)
-        .map_max_entries("RING", sizes.ring_bytes)
-        .map_max_entries("PLACES", sizes.cgroups)
-        .map_max_entries("FREE", sizes.cgroups)
-        .map_max_entries("CGROUPS", sizes.cgroups)
-        .map_max_entries("TOTALS", copied(sizes.cgroups)?)
-        .map_max_entries("TALLY", copied(TALLIES)?)
-        .map_max_entries("SLAB_PLACES", config.slab_places)
-        .map_max_entries("SLAB_FREE", config.slab_places)
-        .map_max_entries("SLAB_KEYS", config.slab_places)
-        .map_max_entries("SLAB_SUMS", copied(config.slab_places)?)
-        .map_max_entries("SLAB_LAST", copied(LAST)?)
-        .map_max_entries("DEAD", if plan.slab { DEAD } else { 1 })
-        .map_max_entries("OWNERLESS", if plan.slab { sizes.objects } else { 1 });
-    let mut ebpf = loader
-        .load(&lacking.object().bytes(plan.cast))
-        .map_err(|error| anyhow!("the kernel did not take the BPF maps: {}", cause(&error)))?;
+    let maps = [
+        ("RING", sizes.ring_bytes),
+        ("PLACES", sizes.cgroups),
+        ("FREE", sizes.cgroups),
+        ("CGROUPS", sizes.cgroups),
+        ("TOTALS", copied(sizes.cgroups)?),
+        ("TALLY", copied(TALLIES)?),
+        ("SLAB_PLACES", config.slab_places),
+        ("SLAB_FREE", config.slab_places),
+        ("SLAB_KEYS", config.slab_places),
+        ("SLAB_SUMS", copied(config.slab_places)?),
+        ("SLAB_LAST", copied(LAST)?),
+        ("DEAD", if plan.slab { DEAD } else { 1 }),
+        ("OWNERLESS", if plan.slab { sizes.objects } else { 1 }),
+    ];
+    let object = lacking.object();
+    let mut ebpf = loader::with(|loader| {
+        loader
+            .override_global("CONFIG", config, true)
+            .override_global("PROGRAM_MEMBERS", program_members, object == Object::Newest)
+            .override_global("AYA_LOG_LEVEL", log_level, false);
+        for (map, elements) in maps {
+            loader.map_max_entries(map, elements);
+        }
+        loader.load(&object.bytes(plan.cast))
+    })
+    .map_err(|error| anyhow!("the kernel did not take the BPF maps: {}", cause(&error)))?;
     // While all of them are open: some are needed by the programs alone.
     let map_bytes = own::bpf_map_bytes();
     let unchecked = verify::offsets_hold(&mut ebpf, config, lacking)
@@ -200,7 +201,7 @@ pub fn attach(plan: &Plan, config: &Config, wanted: &Wanted<'_>) -> Result<Attac
         .err();
     recycling::load(&mut ebpf, lacking);
     recycling::fill(&mut ebpf, recycling::FREE, sizes.cgroups)?;
-    if lacking.object() == Object::Newest {
+    if object == Object::Newest {
         recycling::fill(&mut ebpf, recycling::SLAB_FREE, config.slab_places)?;
     }
     let wanted = plan.wanted(requested);

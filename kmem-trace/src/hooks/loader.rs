@@ -4,7 +4,7 @@
 
 use std::{
     path::Path,
-    sync::{Mutex, MutexGuard, OnceLock, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread,
 };
 
@@ -14,38 +14,48 @@ use aya::{Btf, EbpfLoader};
 use super::allowed::cause;
 
 type Loader = EbpfLoader<'static>;
+type Types = Result<Option<Arc<Btf>>, String>;
 
-static LOADER: OnceLock<Mutex<Loader>> = OnceLock::new();
-static TYPES: OnceLock<Result<Option<Btf>, String>> = OnceLock::new();
+static LOADER: Mutex<Option<Loader>> = Mutex::new(None);
+static TYPES: Mutex<Option<Types>> = Mutex::new(None);
 
 /// Makes both beside whatever the caller does meanwhile. `file` holds the types to go by instead of
 /// the kernel's own.
 pub fn begin(file: Option<&Path>) {
     let file = file.map(Path::to_owned);
     thread::spawn(move || {
-        drop(loader());
-        TYPES.get_or_init(|| read(file.as_deref()));
+        with(|_| ());
+        // Whoever needs them hears what is wrong with them.
+        let _ = types(file.as_deref());
     });
 }
 
-/// The loader. It keeps what it was told for the next object: whoever uses it sets all that the
-/// object takes.
-pub fn loader() -> MutexGuard<'static, Loader> {
-    LOADER
-        .get_or_init(|| Mutex::new(EbpfLoader::new()))
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
+/// Lets go of both: some 20 MiB. Whoever asks later has them made again.
+pub fn end() {
+    drop(lock(&LOADER).take());
+    drop(lock(&TYPES).take());
+    // They were many small pieces, which the allocator would keep.
+    unsafe { libc::malloc_trim(0) };
+}
+
+/// Something done with the loader. It keeps what it was told for the next object: whoever uses it
+/// sets all that the object takes.
+pub fn with<T>(what: impl FnOnce(&mut Loader) -> T) -> T {
+    what(lock(&LOADER).get_or_insert_with(EbpfLoader::new))
 }
 
 /// The types as aya wants them; `None` where the kernel has none. All calls name the same file.
 ///
 /// # Errors
 /// In one line, where the file is not what was asked for.
-pub fn types(file: Option<&Path>) -> Result<Option<&'static Btf>> {
-    match TYPES.get_or_init(|| read(file)) {
-        Ok(btf) => Ok(btf.as_ref()),
-        Err(why) => Err(anyhow!("{why}")),
-    }
+pub fn types(file: Option<&Path>) -> Result<Option<Arc<Btf>>> {
+    let mut types = lock(&TYPES);
+    let types = types.get_or_insert_with(|| read(file).map(|btf| btf.map(Arc::new)));
+    types.clone().map_err(|why| anyhow!("{why}"))
+}
+
+fn lock<T>(what: &'static Mutex<T>) -> MutexGuard<'static, T> {
+    what.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn read(file: Option<&Path>) -> Result<Option<Btf>, String> {

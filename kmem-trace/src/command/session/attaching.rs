@@ -1,8 +1,12 @@
 //! The best plan that the kernel takes.
 
-use std::collections::{HashMap, HashSet};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 use anyhow::{Result, bail};
+use aya::Btf;
 use kmem_trace_ebpf::{
     config::{Config, ROOTS, Root},
     pairs::ProgramMembers,
@@ -24,14 +28,18 @@ use crate::hooks::{
 pub fn attach_best(inspection: &Inspection, request: &Request) -> Result<(Plan, Attached)> {
     let btf = loader::types(request.btf.as_deref())?;
     if request.btf.is_some() {
-        loader::loader().btf(btf);
+        // The loader refers to it for as long as the process lives.
+        let btf: &'static Option<Arc<Btf>> = Box::leak(Box::new(btf.clone()));
+        loader::with(|loader| {
+            loader.btf(btf.as_deref());
+        });
     }
     let wanted = Wanted {
         lacking: &inspection.allowed.lacking,
         sites: &inspection.sites,
         requested: &request.roles,
         sizes: request.sizes,
-        btf,
+        btf: btf.as_deref(),
         log_level: request.log_level,
     };
     let cast = inspection.btf.as_ref().ok().and_then(cast::find);

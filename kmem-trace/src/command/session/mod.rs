@@ -195,6 +195,7 @@ impl Session {
         if session.plan.slab {
             session.charged_begin();
         }
+        loader::end();
         session.take_bases().await?;
         Ok(session)
     }

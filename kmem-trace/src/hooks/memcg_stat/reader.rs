@@ -16,7 +16,7 @@ use kmem_trace_ebpf::{
     },
 };
 
-use super::super::{allowed::cause, attach::SIZED, features::OBJECT, loader::loader};
+use super::super::{allowed::cause, attach::SIZED, features::OBJECT, loader};
 
 const PROGRAM: &str = "rt_read_words";
 
@@ -35,17 +35,18 @@ impl Reader {
         // The loader keeps references for as long as the process lives: some hundred bytes.
         let config: &'static Config = Box::leak(Box::new(*config));
         let members: &'static Members = Box::leak(Box::new(*members));
-        let mut loader = loader();
-        loader
-            .override_global("CONFIG", config, true)
-            .override_global("MEMBERS", members, true)
-            .map_max_entries("RING", 4096);
-        for map in SIZED {
-            loader.map_max_entries(map, 1);
-        }
-        let mut ebpf = loader
-            .load(OBJECT)
-            .map_err(|error| format!("the kernel did not take the BPF maps: {}", cause(&error)))?;
+        let mut ebpf = loader::with(|loader| {
+            loader
+                .override_global("CONFIG", config, true)
+                // The loader keeps it, and not every object has it.
+                .override_global("MEMBERS", members, false)
+                .map_max_entries("RING", 4096);
+            for map in SIZED {
+                loader.map_max_entries(map, 1);
+            }
+            loader.load(OBJECT)
+        })
+        .map_err(|error| format!("the kernel did not take the BPF maps: {}", cause(&error)))?;
         let words = ebpf
             .take_map("STAT_WORDS")
             .and_then(|map| Array::try_from(map).ok())
