@@ -245,7 +245,7 @@ fn all_slab_of_negative_dentries_is_told_of() {
         machine::skip("no file system here keeps negative dentries");
         return;
     }
-    told_as_it_comes(&format!("dir={dir} negative=100000"));
+    told_as_it_comes(&format!("dir={dir} negative=200000"));
 }
 
 #[test]
@@ -254,8 +254,8 @@ fn all_slab_of_inotify_watches_is_told_of() {
         return;
     }
     // By default the kernel allows as many as 1 % of the memory has room for.
-    let _raised = Setting::at_least("/proc/sys/fs/inotify/max_user_watches", 100_000);
-    told_as_it_comes("dir=/dev/shm inotify=100000");
+    let _raised = Setting::at_least("/proc/sys/fs/inotify/max_user_watches", 200_000);
+    told_as_it_comes("dir=/dev/shm inotify=200000");
 }
 
 #[test]
