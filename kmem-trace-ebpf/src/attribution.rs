@@ -484,6 +484,30 @@ fn keep_origin(address: u64, key: &SlabKey, call_site: u64, bytes: u64) -> u64 {
     u64::from(kept)
 }
 
+/// Pages of a large kmalloc are remembered already: some of its paths fire two events for one
+/// (`__do_kmalloc_node` and, below it, `__kmalloc_large_node_noprof`, 6.12 and later), of which the
+/// later one knows the caller. The former's row gives them back.
+#[inline(never)]
+fn told_twice(address: u64) -> u64 {
+    let Some(origin) = OWNERLESS.get_ptr(address) else {
+        return 0;
+    };
+    let (asker, call_site, bytes) =
+        unsafe { ((*origin).asker, (*origin).call_site, (*origin).bytes) };
+    let key = SlabKey {
+        payer: 0,
+        asker,
+        cache: 0,
+        call_site,
+        cause: CAUSE_NOT_SLAB,
+        taken: 0,
+        reserved: [0; 2],
+        size: 0,
+    };
+    count(&key, false, u64::from(bytes));
+    1
+}
+
 /// An object that nobody paid for is paid for now: from the sums of the unpaid to its payer's. One
 /// that is not remembered leaves what is older than the trace, or others', if `always`.
 #[inline(never)]
@@ -695,12 +719,10 @@ fn allocated(object: &Object, key: &mut SlabKey, memcg: u64) {
         };
     }
     if memcg == 0 && asker != 0 && asker != OTHERS {
+        if key.cache == 0 {
+            told_twice(object.address);
+        }
         let bytes = if key.size == 0 {
-            // Of one large kmalloc, some kernels tell twice (`__do_kmalloc_node` and
-            // `__kmalloc_large_node_noprof` beneath it, 6.12).
-            if OWNERLESS.get_ptr(object.address).is_some() {
-                return;
-            }
             object.bytes_alloc
         } else {
             u64::from(key.size)

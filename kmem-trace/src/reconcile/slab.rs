@@ -628,7 +628,7 @@ mod tests {
         let said = verdict(&report);
         assert_eq!(
             said[1],
-            "Accounting of kernel memory is off since boot (cgroup.memory=nokmem): 1 536 B of that would be charged with it on."
+            "Accounting of kernel memory is off since boot (cgroup.memory=nokmem): 1.5 KiB of that would be charged with it on."
         );
     }
 

@@ -363,22 +363,22 @@ mod tests {
     fn an_object_is_told_with_who_pays_who_asked_and_why_nobody_does() {
         let (event, text) = shown(&object(7, 7, CAUSE_CHARGED));
         assert_eq!((event.payer_id, event.asker_id), (Some(7), Some(7)));
-        assert_eq!(text, "TCP 2 048 B at 0x77 for /7 charged");
+        assert_eq!(text, "TCP 2.0 KiB at 0x77 for /7 charged");
         let (event, text) = shown(&object(7, OTHERS, CAUSE_CHARGED));
         assert_eq!(event.asker_id, None);
         assert_eq!(
             text,
-            "TCP 2 048 B at 0x77 charged to /7 for (another cgroup) charged"
+            "TCP 2.0 KiB at 0x77 charged to /7 for (another cgroup) charged"
         );
         let (event, text) = shown(&object(0, 8, CAUSE_SOFTIRQ));
         assert_eq!((event.payer, event.cause), (None, Some("softirq")));
-        assert_eq!(text, "TCP 2 048 B at 0x77 for /8 softirq");
+        assert_eq!(text, "TCP 2.0 KiB at 0x77 for /8 softirq");
     }
 
     #[test]
     fn an_object_that_was_not_asked_says_nothing_of_anybody() {
         let (event, text) = shown(&object(0, 0, CAUSE_UNASKED));
         assert_eq!((event.payer, event.asker, event.cause), (None, None, None));
-        assert_eq!(text, "TCP 2 048 B at 0x77");
+        assert_eq!(text, "TCP 2.0 KiB at 0x77");
     }
 }

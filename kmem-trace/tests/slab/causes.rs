@@ -198,6 +198,28 @@ fn objects_of_a_cache_that_nobody_opted_in_are_not_accountable() {
 }
 
 #[test]
+fn pages_of_large_kmallocs_are_gone_when_they_are_freed() {
+    if !is_possible() {
+        return;
+    }
+    let group = own("large");
+    let Some(tracer) = tracer(&format!("-c {} -i 200ms", group.name)) else {
+        return;
+    };
+    // The table of many open files, and its bits, are too large for a cache.
+    let held = load::start(&group, "pipes=4000 forks=50");
+    let large = |report: &[Value], key: &str| sum(report, key, |line| line["cause"] == "not-slab");
+    let came = report(&tracer, "large kmallocs", |report| {
+        large(report, "allocated_bytes") >= 64 << 10
+    });
+    held.end();
+    let left = report(&tracer, "their end", |report| large(report, "objects") <= 1);
+    tracer.end().assert_fine();
+    let allocated = large(&came, "allocated_bytes");
+    assert!(large(&left, "bytes") * 10 <= allocated, "{left:#?}");
+}
+
+#[test]
 fn what_a_kernel_thread_of_the_cgroup_makes_is_put_down_to_it() {
     if !machine::is_vm() || !is_charged() {
         return;
