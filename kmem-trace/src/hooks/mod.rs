@@ -2,6 +2,7 @@
 //! carried out.
 //!
 //! - [`accounting`]: how the kernel's accounting works, as far as figures depend on it.
+//! - [`role`]: what a role is.
 //! - [`table`]: roles and their candidates, and all that is known about each.
 //! - [`allowed`]: what this kernel lets us do, found by trying.
 //! - [`inspect`]: everything a plan depends on, read once.
@@ -40,6 +41,7 @@ mod old_kernels;
 pub mod pairs;
 pub mod plan;
 pub mod recycling;
+pub mod role;
 pub mod site;
 mod skipped;
 pub mod slab_layout;
