@@ -145,6 +145,9 @@ pub struct ProgramCost {
     pub program: String,
     pub run_ns: u64,
     pub runs: u64,
+    /// Runs that the kernel refused because the program was running on that CPU already. What a
+    /// second program took instead is not lost.
+    pub skipped: u64,
 }
 
 /// Do the streamed records and the kernel-side totals say the same?

@@ -262,14 +262,22 @@ pub fn summary(out: &mut impl Write, summary: &Summary) -> io::Result<()> {
     for program in &summary.own.programs {
         writeln!(
             out,
-            "  {:<26}{:>14} runs{:>12.3} ms{:>10.0} ns a run",
+            "  {:<26}{:>14} runs{:>12.3} ms{:>10.0} ns a run{}",
             program.program,
             count(program.runs),
             program.run_ns as f64 / 1e6,
-            program.run_ns as f64 / program.runs as f64
+            program.run_ns as f64 / program.runs as f64,
+            skipped_text(program.skipped)
         )?;
     }
     out.flush()
+}
+
+fn skipped_text(skipped: u64) -> String {
+    match skipped {
+        0 => String::new(),
+        skipped => format!(", {} skipped by the kernel", count(skipped)),
+    }
 }
 
 fn cost_text(own: &SelfCost) -> String {

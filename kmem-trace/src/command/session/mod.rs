@@ -402,6 +402,7 @@ impl Session {
                 program: (*name).to_owned(),
                 run_ns: stats.run_time_ns,
                 runs: stats.run_count,
+                skipped: stats.skipped,
             })
         };
         let mut programs: Vec<_> = self.attached.stats().iter().filter_map(ran).collect();
