@@ -6,14 +6,14 @@
 //! holds for objects that are older than the trace.
 //!
 //! In functions of their own, which stay so: each has its own stack frame, of which all that are
-//! under way at a time share 512 bytes. They pass numbers only, 0 for none. Nothing is kept in
-//! shared scratch memory, so a run that an interrupt nests into another one disturbs nothing.
+//! under way at a time share 512 bytes. They are global and pass numbers only, 0 for none, so that
+//! the verifier looks into each once and not on each way that leads there; older ones look into
+//! those too that nothing leads to, so each says itself that it needs to read. Nothing is kept in
+//! shared scratch memory: a run that an interrupt nests into another one disturbs nothing.
 
 use aya_ebpf::{
     bindings::{BPF_ANY, BPF_F_MMAPABLE, BPF_NOEXIST},
-    helpers::{
-        bpf_get_current_task, bpf_get_smp_processor_id, generated::bpf_probe_read_kernel_str,
-    },
+    helpers::{bpf_get_current_task, bpf_get_smp_processor_id},
     macros::map,
     maps::{Array, HashMap, PerCpuArray, Stack},
 };
@@ -34,7 +34,7 @@ use kmem_trace_ebpf::{
 use crate::{
     maps::{add, own_copy, switched, take, tally},
     owner::{asking, former, is_inherited, named},
-    read::{config, member, peek, peek_half},
+    read::{config, member, peek, peek_half, read_kernel_str},
     slab::Object,
 };
 
@@ -151,8 +151,12 @@ fn context() -> u32 {
 
 /// `page_to_pfn` and back on x86-64 in one number: `vmemmap_base` less what `page_offset_base`
 /// contributes to it. Both are variables under KASLR. 0 where they cannot be found yet.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn find_memory_map(cache: u64) -> u64 {
+extern "C" fn find_memory_map(cache: u64) -> u64 {
+    if config!(can_read) != 1 {
+        return 0;
+    }
     let found = match from_variables() {
         Some(found) => found,
         None => from_a_slab_of(cache).unwrap_or(0),
@@ -280,11 +284,11 @@ fn payer_of(slab: u64, address: u64, map: u64, size: u32) -> u64 {
 }
 
 /// Writes a cache down.
-#[inline(never)]
-fn note_cache(cache: u64, size: u64) -> u64 {
+#[inline(always)]
+fn note_cache(cache: u64, size: u32) {
     let mut entry = Cache {
         name: [0; CACHE_NAME],
-        size: size as u32,
+        size,
         object_size: member(cache, config!(kmem_cache_object_size)).unwrap_or(0),
         flags: member(cache, config!(kmem_cache_flags)).unwrap_or(0),
         reserved: 0,
@@ -292,19 +296,19 @@ fn note_cache(cache: u64, size: u64) -> u64 {
     let name: u64 = member(cache, config!(kmem_cache_name)).unwrap_or(0);
     if name != 0 {
         let _ = unsafe {
-            bpf_probe_read_kernel_str(
+            read_kernel_str(
                 (&raw mut entry.name).cast(),
                 CACHE_NAME as u32,
                 name as *const _,
             )
         };
     }
-    u64::from(CACHES.insert(cache, &entry, u64::from(BPF_NOEXIST)).is_ok())
+    let _ = CACHES.insert(cache, &entry, u64::from(BPF_NOEXIST));
 }
 
 /// Takes a place for a key: its number and 1 more; 0 where there is none.
-#[inline(never)]
-fn take_place(key: &SlabKey) -> u64 {
+#[inline(always)]
+fn take_slab_place(key: &SlabKey) -> u64 {
     let Some(free) = take(&SLAB_FREE) else {
         return 0;
     };
@@ -330,24 +334,56 @@ fn take_place(key: &SlabKey) -> u64 {
     }
 }
 
-/// The place of a key and 1 more, where this CPU did not just use it; 0 where there is none.
+/// The place of a key and 1 more, where this CPU did not just use it; 0 where there is none. What of
+/// the key does not fit in `size_and_cause` is 0.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn find_place(key: &SlabKey, last: u64) -> u64 {
-    let place = match SLAB_PLACES.get_ptr(key) {
+extern "C" fn find_place(
+    payer: u64,
+    asker: u64,
+    cache: u64,
+    call_site: u64,
+    size_and_cause: u64,
+) -> u64 {
+    if config!(can_read) != 1 {
+        return 0;
+    }
+    let key = SlabKey {
+        payer,
+        asker,
+        cache,
+        call_site,
+        cause: (size_and_cause >> 32) as u8,
+        taken: 0,
+        reserved: [0; 2],
+        size: size_and_cause as u32,
+    };
+    let place = match SLAB_PLACES.get_ptr(&key) {
         Some(found) => u64::from(unsafe { *found }) + 1,
         None => {
-            if key.cache != 0 && CACHES.get_ptr(key.cache).is_none() {
-                note_cache(key.cache, u64::from(key.size));
+            if cache != 0 && CACHES.get_ptr(cache).is_none() {
+                note_cache(cache, key.size);
             }
-            take_place(key)
+            take_slab_place(&key)
         }
     };
     if place != 0
-        && let Some(last) = SLAB_LAST.get_ptr_mut(last as u32)
+        && let Some(last) = SLAB_LAST.get_ptr_mut(last_of(&key))
     {
         unsafe { last.write_volatile(place as u32) };
     }
     place
+}
+
+/// Where this CPU keeps which place a key was last found at.
+#[inline(always)]
+fn last_of(key: &SlabKey) -> u32 {
+    let mixed =
+        (key.cache ^ key.call_site.rotate_left(20) ^ key.payer.wrapping_add(key.asker << 8))
+            .wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    own_copy()
+        .wrapping_mul(LAST)
+        .wrapping_add((mixed >> LAST_SHIFT) as u32)
 }
 
 /// Whether a place is this key's.
@@ -369,26 +405,25 @@ fn is_at(place: u32, key: &SlabKey) -> bool {
 /// Adds one object to the sums of its key.
 #[inline(always)]
 fn count(key: &SlabKey, allocation: bool, bytes: u64) {
-    let copy = own_copy();
-    let mixed =
-        (key.cache ^ key.call_site.rotate_left(20) ^ key.payer.wrapping_add(key.asker << 8))
-            .wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    let last = copy
-        .wrapping_mul(LAST)
-        .wrapping_add((mixed >> LAST_SHIFT) as u32);
     // A number, which is read and written whole, and points to what never changes: whatever
     // interrupts us between the two leaves either of them right.
-    let mut place = match SLAB_LAST.get_ptr(last) {
+    let mut place = match SLAB_LAST.get_ptr(last_of(key)) {
         Some(last) => u64::from(unsafe { last.read_volatile() }),
         None => 0,
     };
     if place == 0 || !is_at(place as u32 - 1, key) {
-        place = find_place(key, u64::from(last));
+        place = find_place(
+            key.payer,
+            key.asker,
+            key.cache,
+            key.call_site,
+            u64::from(key.size) | u64::from(key.cause) << 32,
+        );
     }
     let found = if place == 0 {
         None
     } else {
-        let copy = copy.wrapping_mul(config!(slab_places));
+        let copy = own_copy().wrapping_mul(config!(slab_places));
         SLAB_SUMS.get_ptr_mut(copy.wrapping_add(place as u32 - 1))
     };
     let Some(sums) = found else {
@@ -417,8 +452,12 @@ fn count(key: &SlabKey, allocation: bool, bytes: u64) {
 
 /// Why nobody was charged, by what the charge path itself looks at
 /// (`memcg_slab_pre_alloc_hook`, `current_obj_cgroup`).
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn cause(gfp: u64, cache: u64, asking: u64) -> u64 {
+extern "C" fn cause(gfp: u64, cache: u64, asking: u64) -> u64 {
+    if config!(can_read) != 1 {
+        return u64::from(CAUSE_UNKNOWN);
+    }
     let flags = peek_half(cache, config!(kmem_cache_flags));
     let opted_in = (gfp as u32 & config!(gfp_account)) | (flags & config!(slab_account));
     if opted_in == 0 {
@@ -463,16 +502,23 @@ fn remembers(cache: u64) -> bool {
 }
 
 /// Keeps where an object without a payer came from.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn keep_origin(address: u64, key: &SlabKey, call_site: u64, bytes: u64) -> u64 {
+extern "C" fn keep_origin(
+    address: u64,
+    asker: u64,
+    cache: u64,
+    call_site: u64,
+    bytes_and_cause: u64,
+) -> u64 {
     let origin = Origin {
-        asker: key.asker,
+        asker,
         call_site,
-        bytes: bytes as u32,
-        cause: key.cause,
+        bytes: bytes_and_cause as u32,
+        cause: (bytes_and_cause >> 32) as u8,
         reserved: [0; 3],
     };
-    if let Some(seen) = REMEMBERED.get_ptr_mut((key.cache >> 6) as u32 & (REMEMBERED_CACHES - 1)) {
+    if let Some(seen) = REMEMBERED.get_ptr_mut((cache >> 6) as u32 & (REMEMBERED_CACHES - 1)) {
         unsafe { seen.write_volatile(1) };
     }
     let kept = OWNERLESS
@@ -487,8 +533,9 @@ fn keep_origin(address: u64, key: &SlabKey, call_site: u64, bytes: u64) -> u64 {
 /// Pages of a large kmalloc are remembered already: some of its paths fire two events for one
 /// (`__do_kmalloc_node` and, below it, `__kmalloc_large_node_noprof`, 6.12 and later), of which the
 /// later one knows the caller. The former's row gives them back.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn told_twice(address: u64) -> u64 {
+extern "C" fn told_twice(address: u64) -> u64 {
     let Some(origin) = OWNERLESS.get_ptr(address) else {
         return 0;
     };
@@ -510,8 +557,9 @@ fn told_twice(address: u64) -> u64 {
 
 /// An object that nobody paid for is paid for now: from the sums of the unpaid to its payer's. One
 /// that is not remembered leaves what is older than the trace, or others', if `always`.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn move_to_payer(address: u64, cache: u64, size: u64, payer: u64, always: u64) -> u64 {
+extern "C" fn move_to_payer(address: u64, cache: u64, size: u64, payer: u64, always: u64) -> u64 {
     let mut key = SlabKey {
         payer: 0,
         asker: OTHERS,
@@ -727,7 +775,13 @@ fn allocated(object: &Object, key: &mut SlabKey, memcg: u64) {
         } else {
             u64::from(key.size)
         };
-        keep_origin(object.address, key, key.call_site, bytes);
+        keep_origin(
+            object.address,
+            key.asker,
+            key.cache,
+            key.call_site,
+            bytes & 0xffff_ffff | u64::from(key.cause) << 32,
+        );
     }
     count(key, true, object.bytes_alloc);
 }

@@ -8,7 +8,6 @@
 
 use aya_ebpf::{
     EbpfContext as _,
-    helpers::generated::bpf_probe_read_kernel,
     macros::{fentry, fexit},
     programs::{FEntryContext, FExitContext},
 };
@@ -19,7 +18,7 @@ use kmem_trace_ebpf::{
 
 use crate::{
     maps::tally,
-    read::{config, member},
+    read::{config, member, read_bytes},
     slab::{Object, slab_event},
 };
 
@@ -50,10 +49,14 @@ pub extern "C" fn slab_object(address: u64, cache: u64, call_site: u64, how: u64
 }
 
 /// Argument `n`, read rather than loaded: no verifier hands a pointer whose type it knows to a
-/// function of numbers, and older ones load no pointer to a pointer at all.
+/// function of numbers, and older ones load no pointer to a pointer at all. Zeroed where it cannot
+/// be read, and no branch on that: each would double what the verifier has to walk.
 #[inline(always)]
 fn argument(ctx: u64, n: u32) -> u64 {
-    member(ctx, n.wrapping_mul(8)).unwrap_or(0)
+    let mut value = 0u64;
+    let at = ctx.wrapping_add(u64::from(n) * 8);
+    let _ = unsafe { read_bytes((&raw mut value).cast(), 8, at as *const _) };
+    value
 }
 
 #[inline(always)]
@@ -74,7 +77,7 @@ fn each(array: u64, count: u32, cache: u64, call_site: u64, how: u64) {
         // Zeroed where it cannot be read.
         let mut object = 0u64;
         let at = array.wrapping_add(u64::from(place) * 8);
-        let result = unsafe { bpf_probe_read_kernel((&raw mut object).cast(), 8, at as *const _) };
+        let result = unsafe { read_bytes((&raw mut object).cast(), 8, at as *const _) };
         // Below zero: the top bit.
         unread += (result as u64) >> 63;
         slab_object(object, cache, call_site, how);

@@ -21,7 +21,7 @@ use aya_ebpf::{
     bindings::{
         BPF_F_MMAPABLE, BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP, BPF_RB_RING_SIZE,
     },
-    maps::RingBuf,
+    maps::{RingBuf, ring_buf::RingBufEntry},
 };
 #[cfg(feature = "old")]
 use kmem_trace_ebpf::record::LARGEST_RECORD;
@@ -166,19 +166,42 @@ pub fn place(cgroup_id: u64) -> Option<(u32, bool)> {
     if let Some(found) = unsafe { PLACES.get(cgroup_id) } {
         return Some((*found, false));
     }
-    let free = take(&FREE)?;
-    let entry = CGROUPS.get_ptr_mut(free)?;
+    match take_place(cgroup_id) {
+        0 => None,
+        taken => Some((taken as u32, taken & NEW != 0)),
+    }
+}
+
+/// In what [`take_place`] returns: there is one.
+const THERE: u64 = 1 << 32;
+/// The same: it is new.
+const NEW: u64 = 1 << 33;
+
+/// The place of a cgroup that had none a moment ago; 0 where there is none left. Global, of numbers
+/// alone, so that the verifier looks into it once and not on each way that leads here.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn take_place(cgroup_id: u64) -> u64 {
+    let Some(free) = take(&FREE) else {
+        return 0;
+    };
+    let Some(entry) = CGROUPS.get_ptr_mut(free) else {
+        return 0;
+    };
     // Named before anybody else can find it.
     unsafe { (&raw mut (*entry).cgroup_id).write_volatile(cgroup_id) };
     if PLACES
         .insert(cgroup_id, free, u64::from(BPF_NOEXIST))
         .is_ok()
     {
-        return Some((free, true));
+        return u64::from(free) | THERE | NEW;
     }
     unsafe { (&raw mut (*entry).cgroup_id).write_volatile(0) };
     let _ = FREE.push(free, 0);
-    unsafe { PLACES.get(cgroup_id) }.map(|found| (*found, false))
+    match unsafe { PLACES.get(cgroup_id) } {
+        Some(found) => u64::from(*found) | THERE,
+        None => 0,
+    }
 }
 
 /// The totals of a cgroup on this CPU, made on first use; `true` where it is new to all CPUs.
@@ -264,23 +287,34 @@ pub fn header(kind: u16, len: usize) -> Header {
 #[cfg(not(feature = "old"))]
 #[inline(always)]
 pub fn send<T: 'static>(_ctx: Context, role: u32, fill: impl FnOnce(*mut T)) {
-    let mut entry = match RING.reserve::<T>(0) {
-        Some(entry) => entry,
-        None => {
-            // A breakpoint's program counts as an NMI, and an NMI does not wait for the ring while
-            // another CPU reserves (`__bpf_ringbuf_reserve`).
-            let full = RING.query(u64::from(BPF_RB_AVAIL_DATA))
-                + (size_of::<T>() + RECORD_HEADER) as u64
-                >= RING.query(u64::from(BPF_RB_RING_SIZE));
-            let spare = if full { None } else { SPARE.reserve::<T>(0) };
-            let Some(entry) = spare else {
-                tally(LOST_RING + role, 1);
-                return;
-            };
-            entry
-        }
-    };
-    fill(entry.as_mut_ptr());
+    if let Some(mut entry) = reserve::<T>(role) {
+        fill(entry.as_mut_ptr());
+        submit(entry);
+    }
+}
+
+/// Room for one record, to be written and then submitted; a full ring is counted, for its role.
+#[cfg(not(feature = "old"))]
+#[inline(always)]
+pub fn reserve<T: 'static>(role: u32) -> Option<RingBufEntry<T>> {
+    if let Some(entry) = RING.reserve::<T>(0) {
+        return Some(entry);
+    }
+    // A breakpoint's program counts as an NMI, and an NMI does not wait for the ring while another
+    // CPU reserves (`__bpf_ringbuf_reserve`).
+    let full = RING.query(u64::from(BPF_RB_AVAIL_DATA)) + (size_of::<T>() + RECORD_HEADER) as u64
+        >= RING.query(u64::from(BPF_RB_RING_SIZE));
+    let spare = if full { None } else { SPARE.reserve::<T>(0) };
+    if spare.is_none() {
+        tally(LOST_RING + role, 1);
+    }
+    spare
+}
+
+/// Hands a record over.
+#[cfg(not(feature = "old"))]
+#[inline(always)]
+pub fn submit<T: 'static>(entry: RingBufEntry<T>) {
     // Waking userspace costs more than the record: it looks by itself every few milliseconds,
     // and is woken only when the ring fills faster than that.
     let waiting = RING.query(0);

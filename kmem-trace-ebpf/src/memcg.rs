@@ -8,7 +8,7 @@ use kmem_trace_ebpf::{
 
 use crate::{
     maps::{CGROUPS, place, tally},
-    read::{config, member, typed},
+    read::{config, member, number, read_bytes, typed},
 };
 
 /// Deeper than any cgroup lies: what claims to be deeper is no cgroup.
@@ -36,22 +36,17 @@ pub fn owner(counter: u64) -> Option<(usize, u64)> {
 }
 
 /// The same number, of which the verifier does not know which it is: of all that comes after
-/// [`owner`], one look is enough then. Kernels that read CONFIG look once anyway.
+/// [`owner`], one look is enough then.
 #[inline(always)]
 fn unfollowed(slot: usize) -> usize {
-    #[cfg(feature = "old")]
-    {
-        #[unsafe(link_section = ".data")]
-        static NUMBERS: [usize; COUNTERS] = [0, 1, 2, 3];
-        unsafe {
-            (&raw const NUMBERS)
-                .cast::<usize>()
-                .add(slot)
-                .read_volatile()
-        }
+    #[unsafe(link_section = ".data")]
+    static NUMBERS: [usize; COUNTERS] = [0, 1, 2, 3];
+    unsafe {
+        (&raw const NUMBERS)
+            .cast::<usize>()
+            .add(slot)
+            .read_volatile()
     }
-    #[cfg(not(feature = "old"))]
-    slot
 }
 
 /// The memory cgroup of a task: `task->cgroups->subsys[memory_cgrp_id]`, less the place of `css`.
@@ -153,33 +148,62 @@ pub fn is_traced(cgroup: u64) -> bool {
 /// (v1 before 5.11) that is not the directory tree.
 #[inline(always)]
 pub fn note_ancestry(memcg: u64, cgroup_id: u64) {
-    let memory = config!(memcg_counter[SLOT_MEMORY]);
+    note_ancestors(number(memcg), cgroup_id);
+}
+
+/// Global, of numbers alone, so that the verifier looks into it once and not on each way that leads
+/// here; and nothing in the loop branches but its end, or it would look at each turn twice.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn note_ancestors(memcg: u64, cgroup_id: u64) -> u64 {
+    let (memory, up) = (
+        config!(memcg_counter[SLOT_MEMORY]),
+        config!(page_counter_parent),
+    );
+    if up == ABSENT {
+        return 0;
+    }
     let mut id = cgroup_id;
     let mut counter = memcg.wrapping_add(u64::from(memory));
     let mut depth = 0;
     while depth < ANCESTRY_DEPTH {
-        let parent = member::<u64>(counter, config!(page_counter_parent)).unwrap_or(0);
-        let mut parent_id = 0;
-        if parent != 0 {
-            let parent_memcg = parent.wrapping_sub(u64::from(memory));
-            parent_id = cgroup_of(parent_memcg).and_then(id_of).unwrap_or(0);
+        // Zeroed where it cannot be read.
+        let mut parent = 0u64;
+        let at = counter.wrapping_add(u64::from(up)) as *const core::ffi::c_void;
+        let _ = unsafe { read_bytes((&raw mut parent).cast(), 8, at) };
+        id = note_parent(id, parent, depth as u64);
+        if id == 0 {
+            return 1;
         }
-        let Some((found, new)) = place(id) else {
-            return;
-        };
-        if let Some(entry) = CGROUPS.get_ptr_mut(found) {
-            unsafe { (&raw mut (*entry).parent_id).write_volatile(parent_id) };
-        }
-        // The first one's place was taken by who called.
-        let known = !new && depth > 0;
-        if known || parent_id == 0 {
-            return;
-        }
-        id = parent_id;
         counter = parent;
         depth += 1;
     }
     tally(LOST_DEPTH, 1);
+    0
+}
+
+/// Writes down whose parent the owner of the counter `parent` is, and returns its id; 0 where there
+/// is none, or where the rest is known.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn note_parent(id: u64, parent: u64, depth: u64) -> u64 {
+    let mut parent_id = 0;
+    if parent != 0 {
+        let memory = config!(memcg_counter[SLOT_MEMORY]);
+        let memcg = parent.wrapping_sub(u64::from(memory));
+        parent_id = cgroup_of(memcg).and_then(id_of).unwrap_or(0);
+    }
+    let Some((found, new)) = place(id) else {
+        return 0;
+    };
+    if let Some(entry) = CGROUPS.get_ptr_mut(found) {
+        unsafe { (&raw mut (*entry).parent_id).write_volatile(parent_id) };
+    }
+    // The first one's place was taken by who called.
+    if !new && depth > 0 {
+        return 0;
+    }
+    parent_id
 }
 
 /// [`cgroup_of`] and [`id_of`] for a `struct mem_cgroup` that the verifier knows by its type.

@@ -48,8 +48,12 @@ fn id(cgroup: u64) -> u64 {
 }
 
 /// Traced: the cgroup's id; not traced: [`OTHERS`]; none: 0.
+#[unsafe(no_mangle)]
 #[inline(never)]
-pub fn named(memcg: u64) -> u64 {
+pub extern "C" fn named(memcg: u64) -> u64 {
+    if config!(can_read) != 1 {
+        return 0;
+    }
     let cgroup = peek(memcg, config!(memcg_css_cgroup));
     if cgroup == 0 {
         return 0;
@@ -107,8 +111,12 @@ pub fn is_inherited(objcg: u64, memcg: u64) -> bool {
 
 /// The removed cgroup whose an objcg was; 0 where it is `memcg`'s own after all, and [`OTHERS`] where
 /// nothing says whose it was.
+#[unsafe(no_mangle)]
 #[inline(never)]
-pub fn former(objcg: u64, memcg: u64) -> u64 {
+pub extern "C" fn former(objcg: u64, memcg: u64) -> u64 {
+    if config!(can_read) != 1 {
+        return OTHERS;
+    }
     if config!(memcg_objcg) == ABSENT {
         let mut node = 1;
         while node < NODES {

@@ -6,11 +6,15 @@ use aya_ebpf::bindings::pt_regs;
 /// The helper that reads kernel memory; before 5.5 there is one for all memory.
 #[cfg(feature = "old")]
 pub use aya_ebpf::helpers::{
-    bpf_probe_read as read_kernel, generated::bpf_probe_read_str as read_kernel_str,
+    bpf_probe_read as read_kernel,
+    generated::{bpf_probe_read as read_bytes, bpf_probe_read_str as read_kernel_str},
 };
 #[cfg(not(feature = "old"))]
 pub use aya_ebpf::helpers::{
-    bpf_probe_read_kernel as read_kernel, generated::bpf_probe_read_kernel_str as read_kernel_str,
+    bpf_probe_read_kernel as read_kernel,
+    generated::{
+        bpf_probe_read_kernel as read_bytes, bpf_probe_read_kernel_str as read_kernel_str,
+    },
 };
 use kmem_trace_ebpf::config::{ABSENT, Config};
 
@@ -42,6 +46,13 @@ pub fn member<T>(base: u64, offset: u32) -> Option<T> {
     }
     let address = base.wrapping_add(u64::from(offset)) as *const T;
     unsafe { read_kernel(address) }.ok()
+}
+
+/// The same value, of which the verifier does not know that it is a pointer: no global function
+/// takes one. Where it is on the stack, it is read as any kernel memory is.
+#[inline(always)]
+pub fn number(pointer: u64) -> u64 {
+    member(&raw const pointer as u64, 0).unwrap_or(0)
 }
 
 /// A function of the kernel (`bpf_rdonly_cast`) by a number that no helper has: userspace puts the

@@ -1,7 +1,5 @@
 //! Slab objects: each attributed, and single events on request.
 
-use core::ptr;
-
 use kmem_trace_ebpf::{
     record::{CACHE_LEN, KIND_SLAB, OP_ALLOC, SlabRecord},
     sums::{CAUSE_UNASKED, OTHERS},
@@ -10,7 +8,7 @@ use kmem_trace_ebpf::{
 
 use crate::{
     attribution::{Asked, moved},
-    maps::{header, send, switched},
+    maps::{header, reserve, submit, switched},
     read::{config, member, read_kernel_str},
 };
 
@@ -62,8 +60,13 @@ pub fn slab_event(mut object: Object) {
     } else {
         ROLE_SLAB_FREE
     };
-    // A ring asks for no context, and there are only rings where slab is followed.
-    send::<SlabRecord>(ptr::null_mut(), role, |record| unsafe {
+    // There are only rings where slab is followed. Written here, not in a closure, which would have
+    // all that it writes on the stack.
+    let Some(mut entry) = reserve::<SlabRecord>(role) else {
+        return;
+    };
+    let record = entry.as_mut_ptr();
+    unsafe {
         (&raw mut (*record).header).write(header(KIND_SLAB, size_of::<SlabRecord>()));
         (&raw mut (*record).cgroup_id).write(asked.payer);
         (&raw mut (*record).asker).write(asked.asker);
@@ -84,5 +87,6 @@ pub fn slab_event(mut object: Object) {
                 let _ = read_kernel_str(name.cast(), CACHE_LEN as u32, text as *const _);
             }
         }
-    });
+    }
+    submit(entry);
 }

@@ -31,7 +31,7 @@ use super::{
     site::AllSites,
     stats::{self, ProgramStats},
     table::{Hook, Place},
-    verify,
+    trial, verify,
 };
 
 /// Maps that are sized when the object is loaded.
@@ -199,12 +199,19 @@ pub fn attach(plan: &Plan, config: &Config, wanted: &Wanted<'_>) -> Result<Attac
     let unchecked = verify::offsets_hold(&mut ebpf, config, lacking)
         .map_err(|why| anyhow!(why))?
         .err();
+    let wanted = plan.wanted(requested);
+    let refused = trial::refused(&mut ebpf, &wanted, btf);
+    if !refused.is_empty() {
+        return Err(AttachError::Refused {
+            all: refused,
+            taken: Vec::new(),
+        });
+    }
     recycling::load(&mut ebpf, lacking);
     recycling::fill(&mut ebpf, recycling::FREE, sizes.cgroups)?;
     if object == Object::Newest {
         recycling::fill(&mut ebpf, recycling::SLAB_FREE, config.slab_places)?;
     }
-    let wanted = plan.wanted(requested);
     let hooks = || {
         let chosen = wanted.iter().filter_map(|resolved| resolved.choice);
         chosen.flat_map(|(_, candidate)| candidate.hooks)
@@ -249,6 +256,9 @@ pub fn attach(plan: &Plan, config: &Config, wanted: &Wanted<'_>) -> Result<Attac
                 programs.push((resolved.role.name, hook.program));
             }
         }
+    }
+    if log::log_enabled!(log::Level::Debug) {
+        say_verified(&ebpf);
     }
     if !refused.is_empty() {
         return Err(AttachError::Refused {
@@ -480,8 +490,18 @@ fn place(ebpf: &mut Ebpf, hook: &Hook, sites: &AllSites, btf: Option<&Btf>) -> R
     Ok(())
 }
 
+/// How much work each program was for the verifier, which is most of what a start takes.
+fn say_verified(ebpf: &Ebpf) {
+    for (name, program) in ebpf.programs() {
+        if let Ok(info) = program.info() {
+            let verified = info.verified_instruction_count().unwrap_or(0);
+            log::debug!("{name}: {verified} instructions verified");
+        }
+    }
+}
+
 /// What the kernel said, in one line; the verifier's log, where there is one, by its last words.
-fn refusal(error: &aya::programs::ProgramError) -> String {
+pub(super) fn refusal(error: &aya::programs::ProgramError) -> String {
     if let aya::programs::ProgramError::LoadError {
         io_error,
         verifier_log,

@@ -20,6 +20,7 @@
 //! - `skipped`: what it skipped of both.
 //! - [`recycling`]: places of the totals and sums given back, switches turned.
 //! - [`verify`]: whether all that was read is of this kernel.
+//! - `trial`: whether it takes programs on functions at all.
 //! - [`attach`]: the plan loaded and attached.
 
 pub mod accounting;
@@ -48,4 +49,5 @@ pub mod slab_layout;
 pub mod slab_paths;
 pub mod stats;
 pub mod table;
+mod trial;
 pub mod verify;
