@@ -137,7 +137,7 @@ pub const FILL: u64 = 3;
 /// The same for the slab sums.
 pub const FILL_SLAB: u64 = 4;
 /// Most that one run fills.
-pub const FILL_MOST: u32 = 512;
+pub const FILL_MOST: u32 = 128;
 
 // Switches that userspace may turn while programs run, where it said at load that it might.
 /// Not 0: send no records but those of cgroups and limits.

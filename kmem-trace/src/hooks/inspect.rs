@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeSet, HashMap},
     path::{Path, PathBuf},
-    thread::{self, JoinHandle},
+    thread::{self, JoinHandle, ScopedJoinHandle},
 };
 
 use super::{
@@ -50,41 +50,17 @@ impl Inspection {
     /// Reads it all, of a kernel that is taken to have nothing that is `forbidden`. What cannot be
     /// read becomes a reason in the plan, not an error.
     pub fn read(btf_file: Option<&Path>, forbidden: &[Feature]) -> Self {
-        let btf_path = btf_file.unwrap_or(Path::new(KERNEL_BTF)).to_owned();
-        let btf = KernelBtf::load(&btf_path).map_err(|error| {
-            if btf_file.is_none() && !btf_path.exists() {
-                "this kernel has no type information (no /sys/kernel/btf/vmlinux): pass a BTF file of this very kernel with --btf".to_owned()
-            } else {
-                error.to_string()
-            }
-        });
-        // Only a file can be of another kernel; there is no second look at the kernel's own.
-        let btf = match (btf, btf_file) {
-            (Ok(btf), Some(_)) => match KernelBtf::load(Path::new(KERNEL_BTF)) {
-                Ok(own) => verify::same_kernel(&btf, &own).map(|()| btf),
-                Err(_) => Ok(btf),
-            },
-            (btf, _) => btf,
-        };
         let wanted = symbols_wanted();
         let names: Vec<&str> = wanted.iter().map(String::as_str).collect();
-        let (mut symbols, functions) = symbols_and_functions(&names);
-        let tracefs = Tracefs::find()
-            .or_else(|_| Tracefs::mount())
-            .map_err(|error| error.to_string());
-        let mut formats = HashMap::new();
-        let mut traceable = None;
-        if let Ok(tracefs) = &tracefs {
-            for (category, name) in tracepoints_wanted() {
-                match tracefs.event_format(category, name) {
-                    Ok(format) => {
-                        formats.insert((category, name), format);
-                    }
-                    Err(error) => log::debug!("{error}"),
-                }
-            }
-            traceable = symbols::traceable(&tracefs.root, &names).ok();
-        }
+        let btf_path = btf_file.unwrap_or(Path::new(KERNEL_BTF)).to_owned();
+        // Each takes the kernel as long to write as us to read.
+        let (btf, (mut symbols, functions), (tracefs, formats, traceable)) =
+            thread::scope(|scope| {
+                let symbols = scope.spawn(|| symbols_and_functions(&names));
+                let events = scope.spawn(|| events_and_traceable(&names));
+                let btf = read_types(btf_file, &btf_path);
+                (btf, joined(symbols), joined(events))
+            });
         let lockdown = security::lockdown();
         let allowed = Allowed::probe(
             lockdown,
@@ -138,6 +114,57 @@ impl Inspection {
             struck_why,
         })
     }
+}
+
+/// What a thread has to say; if it panicked, so do we.
+fn joined<T>(thread: ScopedJoinHandle<'_, T>) -> T {
+    thread
+        .join()
+        .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+fn read_types(btf_file: Option<&Path>, btf_path: &Path) -> Result<KernelBtf, String> {
+    let btf = KernelBtf::load(btf_path).map_err(|error| {
+        if btf_file.is_none() && !btf_path.exists() {
+            "this kernel has no type information (no /sys/kernel/btf/vmlinux): pass a BTF file of this very kernel with --btf".to_owned()
+        } else {
+            error.to_string()
+        }
+    })?;
+    // Only a file can be of another kernel; there is no second look at the kernel's own.
+    if btf_file.is_some()
+        && let Ok(own) = KernelBtf::load(Path::new(KERNEL_BTF))
+    {
+        verify::same_kernel(&btf, &own)?;
+    }
+    Ok(btf)
+}
+
+type Events = (
+    Result<Tracefs, String>,
+    HashMap<(&'static str, &'static str), Format>,
+    Option<BTreeSet<String>>,
+);
+
+/// The formats of the events that a plan may want, and which functions can be traced.
+fn events_and_traceable(names: &[&str]) -> Events {
+    let tracefs = Tracefs::find()
+        .or_else(|_| Tracefs::mount())
+        .map_err(|error| error.to_string());
+    let mut formats = HashMap::new();
+    let mut traceable = None;
+    if let Ok(tracefs) = &tracefs {
+        for (category, name) in tracepoints_wanted() {
+            match tracefs.event_format(category, name) {
+                Ok(format) => {
+                    formats.insert((category, name), format);
+                }
+                Err(error) => log::debug!("{error}"),
+            }
+        }
+        traceable = symbols::traceable(&tracefs.root, names).ok();
+    }
+    (tracefs, formats, traceable)
 }
 
 /// The list takes the kernel longer to write than us to read: it is asked for it once.
