@@ -99,7 +99,7 @@ pub fn main(args: &ExplainArgs) -> Result<()> {
 fn counters(btf: Option<&KernelBtf>, forbidden: &[Feature]) -> Result<MemcgStat, String> {
     let btf = btf.ok_or("this kernel has no type information (BTF)")?;
     attaching::raise_memlock();
-    MemcgStat::open(btf, forbidden).map_err(|why| {
+    MemcgStat::open(btf, None, forbidden).map_err(|why| {
         if nix::unistd::geteuid().is_root() {
             why
         } else {

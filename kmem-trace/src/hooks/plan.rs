@@ -9,7 +9,7 @@ use super::{
     allowed::Allowed,
     context,
     layout::{self, Layout, Sources},
-    limits,
+    limits, memcg_stat,
     site::{AllSites, RETURN_THUNKS},
     slab_layout, slab_paths,
     table::{self, Candidate, Hook, Mechanism, Need, Place, ROLES, Role, Status},
@@ -521,6 +521,7 @@ pub fn symbols_wanted() -> Vec<String> {
         .map(str::to_owned)
         .to_vec();
     wanted.extend(context::SYMBOLS.iter().map(|name| (*name).to_owned()));
+    wanted.extend(memcg_stat::SYMBOLS.iter().map(|name| (*name).to_owned()));
     wanted.extend(RETURN_THUNKS.iter().map(|name| (*name).to_owned()));
     for hook in table::hooks() {
         let name = match hook.place {

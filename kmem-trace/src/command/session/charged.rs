@@ -50,7 +50,10 @@ impl Session {
             Hierarchy::V2 => Counters::Files,
             Hierarchy::V1 => {
                 let btf = self.inspection.btf.as_ref().map_err(ToString::to_string);
-                match btf.and_then(|btf| MemcgStat::open(btf, &self.request.forbidden)) {
+                let symbols = &self.inspection.symbols;
+                match btf
+                    .and_then(|btf| MemcgStat::open(btf, Some(symbols), &self.request.forbidden))
+                {
                     Ok(stat) => Counters::Own(Box::new(stat)),
                     Err(why) => Counters::No(why),
                 }

@@ -12,7 +12,7 @@ mod places;
 mod reader;
 pub mod subsystem;
 
-use std::path::Path;
+use std::{borrow::Cow, path::Path};
 
 use kmem_trace_ebpf::words::FROM_COUNTERS;
 
@@ -25,7 +25,14 @@ use super::{
     allowed::Allowed,
     features::{Feature, Lacking, Object},
 };
-use crate::kernel::{btf::KernelBtf, security, symbols};
+use crate::kernel::{
+    btf::KernelBtf,
+    security,
+    symbols::{self, Symbols},
+};
+
+/// Symbols that say where a kernel keeps which counter is where.
+pub const SYMBOLS: [&str; 2] = [index::TABLE, index::READER];
 
 /// Why there is none.
 const NOT_ON_REQUEST: &str = "this kernel runs no program on request that reads its memory (Linux 5.10 was the first that does)";
@@ -43,12 +50,17 @@ pub struct MemcgStat {
 }
 
 impl MemcgStat {
-    /// Resolves the places and loads the program.
+    /// Resolves the places and loads the program. Of `known` symbols, those of [`SYMBOLS`] were looked
+    /// for; without, the list is read where it is needed.
     ///
     /// # Errors
     /// In one line: no rights, no kernel reads, no such programs, or a place that this kernel's
     /// types do not show.
-    pub fn open(btf: &KernelBtf, forbidden: &[Feature]) -> Result<Self, String> {
+    pub fn open(
+        btf: &KernelBtf,
+        known: Option<&Symbols>,
+        forbidden: &[Feature],
+    ) -> Result<Self, String> {
         let Places {
             config,
             members,
@@ -65,7 +77,7 @@ impl MemcgStat {
             reader: Reader::load(&config, &members)?,
             items: Vec::new(),
         };
-        let index = stat.index(&numbers, counters)?;
+        let index = stat.index(&numbers, counters, known)?;
         for item in &ITEMS {
             if let Some(number) = numbers.of(item)
                 && let Some(place) = index.place(number)
@@ -100,12 +112,19 @@ impl MemcgStat {
     }
 
     /// How this kernel finds an item's counter.
-    fn index(&mut self, numbers: &Numbers, counters: usize) -> Result<Index, String> {
+    fn index(
+        &mut self,
+        numbers: &Numbers,
+        counters: usize,
+        known: Option<&Symbols>,
+    ) -> Result<Index, String> {
         if counters == numbers.count {
             return Ok(Index::Direct);
         }
-        let names = [index::TABLE, index::READER];
-        let symbols = symbols::kallsyms(&names).map_err(|error| error.to_string())?;
+        let symbols = match known {
+            Some(known) => Cow::Borrowed(known),
+            None => Cow::Owned(symbols::kallsyms(&SYMBOLS).map_err(|error| error.to_string())?),
+        };
         let mut candidates: Vec<u64> = symbols.address(index::TABLE).into_iter().collect();
         if candidates.is_empty() {
             // No data symbols: the function that uses the table has its address.
