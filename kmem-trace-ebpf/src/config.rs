@@ -234,8 +234,10 @@ pub struct Config {
     pub stream_state: u32,
     pub stream_slab: u32,
     pub stream_limits: u32,
-    /// Wake userspace when this many bytes wait in the ring.
+    /// Wake userspace when this many bytes wait in a ring.
     pub wake_bytes: u32,
+    /// CPU number → its ring: rings − 1, a power of two less one, at most [`RINGS`] − 1.
+    pub rings_mask: u32,
 
     // --- totals ---
     /// Places of cgroups in the totals.
@@ -255,6 +257,7 @@ pub struct Config {
     pub try_charge_depth: u32,
     /// The same for the user charge path.
     pub user_charge_depth: u32,
+    pub reserved: u32,
 }
 
 /// Arguments of the handlers of limit files.
@@ -468,6 +471,7 @@ impl Config {
         stream_slab: 0,
         stream_limits: 0,
         wake_bytes: 0,
+        rings_mask: 0,
         places: 0,
         slab_places: 0,
         may_switch: 0,
@@ -475,5 +479,6 @@ impl Config {
         copies_mask: 0,
         try_charge_depth: 0,
         user_charge_depth: 0,
+        reserved: 0,
     };
 }

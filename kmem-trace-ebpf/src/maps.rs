@@ -79,9 +79,21 @@ pub static SWITCHES: Array<u32> = Array::with_max_entries(SWITCH_COUNT, 0);
 /// The stream. Sized by userspace.
 #[cfg(not(feature = "old"))]
 #[map]
-pub static RING: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
+pub static RING: RingBuf = RingBuf::with_byte_size(4096, 0);
 
-/// For records that found the stream's ring busy with another CPU.
+// Where many CPUs would wait for one another, each ring is for some of them. Userspace sizes those
+// that it says are used.
+#[cfg(not(feature = "old"))]
+#[map]
+pub static RING_1: RingBuf = RingBuf::with_byte_size(4096, 0);
+#[cfg(not(feature = "old"))]
+#[map]
+pub static RING_2: RingBuf = RingBuf::with_byte_size(4096, 0);
+#[cfg(not(feature = "old"))]
+#[map]
+pub static RING_3: RingBuf = RingBuf::with_byte_size(4096, 0);
+
+/// For records that found their ring busy with another CPU.
 #[cfg(not(feature = "old"))]
 #[map]
 pub static SPARE: RingBuf = RingBuf::with_byte_size(1 << 18, 0);
@@ -293,17 +305,30 @@ pub fn send<T: 'static>(_ctx: Context, role: u32, fill: impl FnOnce(*mut T)) {
     }
 }
 
+/// This CPU's ring.
+#[cfg(not(feature = "old"))]
+#[inline(always)]
+fn ring() -> &'static RingBuf {
+    match unsafe { bpf_get_smp_processor_id() } & config!(rings_mask) {
+        0 => &RING,
+        1 => &RING_1,
+        2 => &RING_2,
+        _ => &RING_3,
+    }
+}
+
 /// Room for one record, to be written and then submitted; a full ring is counted, for its role.
 #[cfg(not(feature = "old"))]
 #[inline(always)]
 pub fn reserve<T: 'static>(role: u32) -> Option<RingBufEntry<T>> {
-    if let Some(entry) = RING.reserve::<T>(0) {
+    let ring = ring();
+    if let Some(entry) = ring.reserve::<T>(0) {
         return Some(entry);
     }
     // A breakpoint's program counts as an NMI, and an NMI does not wait for the ring while another
     // CPU reserves (`__bpf_ringbuf_reserve`).
-    let full = RING.query(u64::from(BPF_RB_AVAIL_DATA)) + (size_of::<T>() + RECORD_HEADER) as u64
-        >= RING.query(u64::from(BPF_RB_RING_SIZE));
+    let full = ring.query(u64::from(BPF_RB_AVAIL_DATA)) + (size_of::<T>() + RECORD_HEADER) as u64
+        >= ring.query(u64::from(BPF_RB_RING_SIZE));
     let spare = if full { None } else { SPARE.reserve::<T>(0) };
     if spare.is_none() {
         tally(LOST_RING + role, 1);
@@ -317,7 +342,7 @@ pub fn reserve<T: 'static>(role: u32) -> Option<RingBufEntry<T>> {
 pub fn submit<T: 'static>(entry: RingBufEntry<T>) {
     // Waking userspace costs more than the record: it looks by itself every few milliseconds,
     // and is woken only when the ring fills faster than that.
-    let waiting = RING.query(0);
+    let waiting = ring().query(0);
     let flags = if waiting >= u64::from(config!(wake_bytes)) {
         BPF_RB_FORCE_WAKEUP
     } else {

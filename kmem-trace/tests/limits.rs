@@ -81,6 +81,7 @@ impl Trace {
         let binary = std::env::var("KMEM_TRACE_BIN").expect("the machine sets KMEM_TRACE_BIN");
         let mut child = Command::new(binary)
             .args(["--cgroup", cgroup, "--format", "json", "--attach", attach])
+            .arg("--no-slab")
             .args(arguments)
             .stdout(Stdio::piped())
             .spawn()

@@ -1,5 +1,6 @@
 //! Running other programs, with errors that name the program and how it ended.
 
+use std::num::NonZero;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail};
@@ -40,4 +41,9 @@ fn name(command: &Command) -> String {
             .map(|argument| argument.to_string_lossy().into_owned()),
     );
     words.join(" ")
+}
+
+/// CPUs that this process may use; 1 where that cannot be told.
+pub fn cpus() -> usize {
+    std::thread::available_parallelism().map_or(1, NonZero::get)
 }

@@ -21,8 +21,8 @@ pub struct Arguments {
     /// Only this stage. Repeatable.
     #[arg(long, value_enum)]
     pub only: Vec<Stage>,
-    /// Machines that run at a time in the VM stage; as many as there are CPUs, or all.
-    #[arg(long, default_value_t = machines_at_a_time())]
+    /// Machines that run at a time in the VM stage; without it as many as there are CPUs.
+    #[arg(long, default_value_t = crate::process::cpus())]
     pub jobs: usize,
 }
 
@@ -51,10 +51,6 @@ const MATRIX: [(&str, &str, Option<&str>); 3] = [
     ("6.12", "v2", None),
     ("6.12", "v2", Some("lockdown=confidentiality")),
 ];
-
-fn machines_at_a_time() -> usize {
-    std::thread::available_parallelism().map_or(1, |cpus| cpus.get().min(MATRIX.len()))
-}
 
 pub fn main(arguments: &Arguments) -> Result<ExitCode> {
     if arguments.setup {

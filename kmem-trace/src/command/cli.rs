@@ -86,8 +86,9 @@ pub struct Common {
     /// Report on this many levels below each traced cgroup too.
     #[arg(long, value_name = "LEVELS", default_value_t = 0, allow_hyphen_values = true, value_parser = depth)]
     pub depth: u32,
-    /// Size of the ring buffer in KiB, rounded up to a power of two. Kernels before 5.8 have perf
-    /// buffers instead, one a CPU, which share it.
+    /// Size of the ring buffer in KiB, rounded up to a power of two; from 16 CPUs on it is shared by
+    /// two rings, from 32 on by four. Kernels before 5.8 have perf buffers instead, one a CPU, which
+    /// share it.
     #[arg(long, value_name = "KIB", default_value_t = 1024, allow_hyphen_values = true, value_parser = ring)]
     pub ring: u32,
     /// Cgroups that the kernel-side totals have room for.
@@ -119,6 +120,9 @@ pub struct Common {
     /// Strike candidates out of the hook table ("role:index"), to test what comes after them.
     #[arg(long, hide = true, value_delimiter = ',')]
     pub strike: Vec<String>,
+    /// Rings for the records, to test what many CPUs get.
+    #[arg(long, hide = true, value_parser = rings)]
+    pub rings: Option<u32>,
     /// Do without what an old kernel lacks, to test what comes in its place.
     #[arg(long, hide = true, value_delimiter = ',')]
     pub forbid: Vec<Feature>,
@@ -216,6 +220,15 @@ fn depth(text: &str) -> Result<u32, String> {
 
 fn ring(text: &str) -> Result<u32, String> {
     whole(text, 1, 1 << 20, "a size in KiB")
+}
+
+fn rings(text: &str) -> Result<u32, String> {
+    match text {
+        "1" => Ok(1),
+        "2" => Ok(2),
+        "4" => Ok(4),
+        _ => Err("not 1, 2 or 4".to_owned()),
+    }
 }
 
 fn max_cgroups(text: &str) -> Result<u32, String> {

@@ -22,7 +22,7 @@ use crate::{
     },
     hooks::{
         allowed::Allowed,
-        attach::Sizes,
+        attach::{SMALLEST_RING, Sizes},
         features::FEATURES,
         inspect::Inspection,
         loader,
@@ -109,7 +109,8 @@ fn tried(
         roles: ROLES.iter().map(|role| role.name.to_owned()).collect(),
         slab: true,
         sizes: Sizes {
-            ring_bytes: 4096,
+            ring_bytes: SMALLEST_RING,
+            rings: 1,
             cgroups: 1,
             objects: 1,
         },

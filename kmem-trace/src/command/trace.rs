@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
+use aya::util::online_cpus;
 use kmem_trace_ebpf::record::SOURCE_FILE;
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -22,7 +23,7 @@ use super::{
 };
 use crate::{
     hooks::{
-        attach::Sizes,
+        attach::{RINGS, SMALLEST_RING, Sizes},
         plan::Struck,
         table::{self, ROLES},
     },
@@ -151,7 +152,8 @@ impl<'a> Trace<'a> {
             roles: events.clone().unwrap_or_default(),
             slab: !common.no_slab,
             sizes: Sizes {
-                ring_bytes: (common.ring * 1024).next_power_of_two().max(4096),
+                ring_bytes: (common.ring * 1024).next_power_of_two().max(SMALLEST_RING),
+                rings: common.rings.unwrap_or_else(rings_for_cpus),
                 cgroups: common.max_cgroups,
                 objects: common.max_objects.unwrap_or(MAX_OBJECTS),
             },
@@ -590,4 +592,13 @@ fn warn_if_inside(mount: &MemoryMount, targets: &[CgroupDir]) {
             );
         }
     }
+}
+
+/// So many CPUs share a ring that they seldom wait for one another.
+const CPUS_A_RING: usize = 8;
+
+fn rings_for_cpus() -> u32 {
+    let cpus = online_cpus().map_or(1, |cpus| cpus.len());
+    let rings = (cpus / CPUS_A_RING).clamp(1, RINGS.len());
+    1 << rings.ilog2()
 }

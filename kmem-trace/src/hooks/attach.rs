@@ -34,6 +34,11 @@ use super::{
     trial, verify,
 };
 
+/// Rings that the programs can be told to use.
+pub const RINGS: [&str; 4] = ["RING", "RING_1", "RING_2", "RING_3"];
+/// A page, on x86-64.
+pub const SMALLEST_RING: u32 = 4096;
+
 /// Maps that are sized when the object is loaded.
 pub(super) const SIZED: [&str; 12] = [
     "PLACES",
@@ -53,12 +58,21 @@ pub(super) const SIZED: [&str; 12] = [
 /// Sizes of what is allocated in the kernel.
 #[derive(Clone, Copy, Debug)]
 pub struct Sizes {
-    /// Bytes of the ring; a power of two, at least a page.
+    /// Bytes of all rings; a power of two, at least a page.
     pub ring_bytes: u32,
+    /// Rings for the records of so many CPUs each; a power of two, at most [`RINGS`].
+    pub rings: u32,
     /// Cgroups that the totals hold.
     pub cgroups: u32,
     /// Slab objects without a payer that are remembered.
     pub objects: u32,
+}
+
+impl Sizes {
+    /// Bytes of each ring.
+    pub fn each_ring(&self) -> u32 {
+        (self.ring_bytes / self.rings).max(SMALLEST_RING)
+    }
 }
 
 /// Programs in place, and the maps they fill.
@@ -84,8 +98,8 @@ pub struct Attached {
 
 /// The maps that records come through.
 pub enum Stream {
-    /// The ring and its spare.
-    Rings(Box<[RingBuf<MapData>; 2]>),
+    /// The rings of the CPUs, and their spare.
+    Rings(Vec<RingBuf<MapData>>, Box<RingBuf<MapData>>),
     /// Perf buffers, still to be opened.
     Buffers(PerfEventArray<MapData>),
 }
@@ -168,7 +182,6 @@ pub fn attach(plan: &Plan, config: &Config, wanted: &Wanted<'_>) -> Result<Attac
     let log_level: &'static u8 = Box::leak(Box::new(log_level));
     let program_members: &'static ProgramMembers = Box::leak(Box::new(plan.program_members));
     let maps = [
-        ("RING", sizes.ring_bytes),
         ("PLACES", sizes.cgroups),
         ("FREE", sizes.cgroups),
         ("CGROUPS", sizes.cgroups),
@@ -183,6 +196,7 @@ pub fn attach(plan: &Plan, config: &Config, wanted: &Wanted<'_>) -> Result<Attac
         ("OWNERLESS", if plan.slab { sizes.objects } else { 1 }),
     ];
     let object = lacking.object();
+    let rings = &RINGS[..(sizes.rings as usize).min(RINGS.len())];
     let mut ebpf = loader::with(|loader| {
         loader
             .override_global("CONFIG", config, true)
@@ -190,6 +204,15 @@ pub fn attach(plan: &Plan, config: &Config, wanted: &Wanted<'_>) -> Result<Attac
             .override_global("AYA_LOG_LEVEL", log_level, false);
         for (map, elements) in maps {
             loader.map_max_entries(map, elements);
+        }
+        for ring in RINGS {
+            let used = rings.contains(&ring);
+            let bytes = if used {
+                sizes.each_ring()
+            } else {
+                SMALLEST_RING
+            };
+            loader.map_max_entries(ring, bytes);
         }
         loader.load(&object.bytes(plan.cast))
     })
@@ -271,9 +294,12 @@ pub fn attach(plan: &Plan, config: &Config, wanted: &Wanted<'_>) -> Result<Attac
         Object::Newest => {
             let keys = config.slab_places as usize;
             let kept = Kept::mapped(&mut ebpf, places, keys, copies)?;
-            let ring = RingBuf::try_from(map(&mut ebpf, "RING")?).context("map RING")?;
-            let spare = RingBuf::try_from(map(&mut ebpf, "SPARE")?).context("map SPARE")?;
-            (kept, Stream::Rings(Box::new([ring, spare])))
+            let mut ring = |name| -> Result<_> {
+                RingBuf::try_from(map(&mut ebpf, name)?).with_context(|| format!("map {name}"))
+            };
+            let spare = ring("SPARE")?;
+            let rings = rings.iter().map(|name| ring(name)).collect::<Result<_>>()?;
+            (kept, Stream::Rings(rings, Box::new(spare)))
         }
         Object::Old => {
             let kept = Kept::handed(&mut ebpf, places, copies)?;

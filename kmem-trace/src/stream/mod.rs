@@ -3,5 +3,6 @@
 pub mod decode;
 pub mod perf;
 pub mod recording;
-pub mod ring;
+pub mod rings;
 pub mod source;
+mod turns;

@@ -1,14 +1,14 @@
-//! Where batches come from: the ring or, where the kernel has none, the perf buffers.
+//! Where batches come from: the rings or, where the kernel has none, the perf buffers.
 
 use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
 
-use super::{decode::Batch, perf::Perf, ring::Ring};
+use super::{decode::Batch, perf::Perf, rings::Rings};
 
 /// The consuming end of either.
 pub enum Source {
-    Ring(Box<Ring>),
+    Rings(Box<Rings>),
     Perf(Perf),
 }
 
@@ -16,7 +16,7 @@ impl Source {
     /// Returns when the programs have woken us.
     pub async fn filling(&mut self) {
         match self {
-            Self::Ring(ring) => ring.filling().await,
+            Self::Rings(rings) => rings.filling().await,
             Self::Perf(perf) => perf.filling().await,
         }
     }
@@ -24,7 +24,7 @@ impl Source {
     /// What waits; an empty batch means nothing does.
     pub fn drain(&mut self) -> Batch {
         match self {
-            Self::Ring(ring) => ring.drain(),
+            Self::Rings(rings) => rings.drain(),
             Self::Perf(perf) => perf.drain(),
         }
     }
@@ -32,7 +32,7 @@ impl Source {
     /// Records up to this time were given out, once nothing waits.
     pub fn settled_ns(&self) -> u64 {
         match self {
-            Self::Ring(_) => u64::MAX,
+            Self::Rings(rings) => rings.settled_ns(),
             Self::Perf(perf) => perf.settled_ns(),
         }
     }
@@ -40,7 +40,7 @@ impl Source {
     /// Whether records are held back that older ones may still come before.
     pub fn holds_back(&self) -> bool {
         match self {
-            Self::Ring(_) => false,
+            Self::Rings(rings) => rings.holds_back(),
             Self::Perf(perf) => perf.holds_back(),
         }
     }
@@ -48,7 +48,7 @@ impl Source {
     /// Records that were lost, where the source tells; the programs count them as well.
     pub fn lost(&self) -> u64 {
         match self {
-            Self::Ring(_) => 0,
+            Self::Rings(_) => 0,
             Self::Perf(perf) => perf.lost(),
         }
     }

@@ -39,11 +39,21 @@ fn calls(summary: &Value, ends: [&str; 2]) -> i64 {
 
 #[test]
 fn what_a_ring_of_one_page_does_not_take_is_counted_to_the_record() {
+    counted_to_the_record("ring", "--ring 4");
+}
+
+#[test]
+fn what_several_rings_do_not_take_is_counted_to_the_record() {
+    counted_to_the_record("rings", "--ring 16 --rings 4");
+}
+
+fn counted_to_the_record(name: &str, rings: &str) {
     if !is_worth_it() || !traceable() {
         return;
     }
-    let parent = Cgroup::top(&own("ring"));
-    let words = "--no-slab --events slab.alloc,slab.free --ring 4 --bpf-stats --format json";
+    let parent = Cgroup::top(&own(name));
+    let words =
+        format!("--no-slab --events slab.alloc,slab.free {rings} --bpf-stats --format json");
     let mut child = Command::new(machine::program())
         .args(["-c", &parent.name])
         .args(words.split_whitespace())

@@ -109,6 +109,24 @@ fn assert_breakpoints() {
     }
 }
 
+#[test]
+fn a_stream_of_several_rings_is_whole_and_in_order() {
+    if !machine::is_vm() || !machine::needs_exact() {
+        return;
+    }
+    let parent = Cgroup::top("test-rings");
+    let tracer = Tracer::start("--no-slab -c test-rings --rings 4 --ring 16384 --events");
+    load::pass(&parent, "anon=20M forks=200");
+    let ended = tracer.end();
+    let summary = ended.assert_fine();
+    assert_eq!(summary["stream"]["agrees"], true, "{summary}");
+    let events: Vec<_> = lines::of_type(&ended.lines, "event").collect();
+    let cpus: HashSet<_> = events.iter().map(|event| number(event, "cpu")).collect();
+    assert!(cpus.len() > 1, "one CPU's alone: {cpus:?}");
+    let times = events.iter().map(|event| number(event, "time_ns"));
+    assert!(times.is_sorted(), "out of order");
+}
+
 /// Loads that end while others begin, so that softirqs free what processes hold in the middle of
 /// programs: exact by both mechanisms at a time, unless the kernel counted a program that it
 /// skipped; then within the bound.

@@ -40,8 +40,18 @@ const NOKMEM: (&str, Cgroup, &str, &str) = (
 /// The kernel that the module with old kernels' functions is built for.
 const MODULE_FOR: (&str, &str) = ("6.1", "v1");
 
+/// The target with kernels that nobody has: candidates struck out, features forbidden, old functions
+/// in a module. Unless asked for, one kernel of each accounting generation runs it; the one with the
+/// module among them.
+const LEGACY: &str = "legacy";
+const LEGACY_ON: [(&str, Cgroup); 3] = [
+    ("5.10", Cgroup::V1),
+    ("6.1", Cgroup::V1),
+    ("6.12", Cgroup::V2),
+];
+
 /// Test targets, in the order in which they run: the plan first, on an untouched kernel.
-const TARGETS: [&str; 4] = ["plan", "kernel", "limits", "legacy"];
+const TARGETS: [&str; 4] = ["plan", "kernel", "limits", LEGACY];
 
 /// And with `--all`: every load by itself, against what the kernel counts, takes minutes a kernel.
 const LONG_TARGET: &str = "slab";
@@ -79,8 +89,8 @@ pub struct Arguments {
     /// Test targets to run, instead of plan, kernel, limits and legacy; such as slab. Repeatable.
     #[arg(long = "target", value_name = "NAME")]
     pub targets: Vec<String>,
-    /// Machines that run at a time.
-    #[arg(long, default_value_t = 1)]
+    /// Machines that run at a time; without it as many as there are CPUs.
+    #[arg(long, default_value_t = crate::process::cpus())]
     pub jobs: usize,
     /// Fetch the package lists even if they are fresh.
     #[arg(long)]
@@ -99,6 +109,11 @@ pub fn main(arguments: &Arguments) -> Result<ExitCode> {
 }
 
 impl Arguments {
+    /// Whether no words say what is to be run.
+    fn is_plain(&self) -> bool {
+        !self.all && self.targets.is_empty()
+    }
+
     /// The test targets that these words ask for.
     fn wanted(&self) -> Vec<String> {
         if !self.targets.is_empty() {
@@ -150,9 +165,14 @@ pub fn run(arguments: &Arguments) -> Result<Tally> {
         let Some(line) = found.or(lines.first()) else {
             continue;
         };
+        let mut tests = call.tests.clone();
+        if arguments.is_plain() && !runs_legacy(line, cgroup) {
+            tests.retain(|path| super::test_name(path) != LEGACY);
+        }
         calls.push(super::Arguments {
             kernels: vec![line.clone()],
             cgroup,
+            tests,
             // A kernel that is not there is reported as skipped; it needs nothing.
             files: if found.is_some() {
                 files(line, cgroup)?
@@ -185,7 +205,7 @@ fn without_accounting(
     let (line, cgroup, words, tests) = NOKMEM;
     let line: Line = line.parse().map_err(anyhow::Error::msg)?;
     let other_kernels = !arguments.kernels.is_empty() && !arguments.kernels.contains(&line);
-    if other_kernels || arguments.targets != TARGETS {
+    if other_kernels || !arguments.targets.is_empty() {
         return Ok(None);
     }
     Ok(Some(super::Arguments {
@@ -196,6 +216,10 @@ fn without_accounting(
         test_arguments: vec![tests.to_owned()],
         ..call.clone()
     }))
+}
+
+fn runs_legacy(line: &Line, cgroup: Cgroup) -> bool {
+    LEGACY_ON.contains(&(line.to_string().as_str(), cgroup))
 }
 
 /// What a machine gets: type information of another kernel, and the module where it was built.
@@ -309,6 +333,13 @@ mod tests {
                 "{lines:?}"
             );
         }
+    }
+
+    #[test]
+    fn the_kernel_with_the_module_runs_the_tests_that_load_it() {
+        let line: Line = MODULE_FOR.0.parse().expect("a line");
+        assert!(runs_legacy(&line, Cgroup::V1));
+        assert!(!runs_legacy(&line, Cgroup::V2));
     }
 
     #[test]

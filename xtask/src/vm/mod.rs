@@ -93,7 +93,7 @@ impl Default for Arguments {
     }
 }
 
-#[derive(Clone, Copy, ValueEnum)]
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Cgroup {
     Auto,
     V1,

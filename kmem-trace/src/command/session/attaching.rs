@@ -174,7 +174,8 @@ fn constants(plan: &Plan, request: &Request) -> Result<Config> {
     config.own_cgroup = verify::own_cgroup(&request.mount);
     config.may_switch = u32::from(request.may_step_down);
     config.attribute_slab = u32::from(plan.slab);
-    config.wake_bytes = request.sizes.ring_bytes / 4;
+    config.wake_bytes = request.sizes.each_ring() / 4;
+    config.rings_mask = request.sizes.rings - 1;
     Ok(config)
 }
 

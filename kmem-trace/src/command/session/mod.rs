@@ -57,7 +57,7 @@ use crate::{
     stream::{
         decode::{Record, text},
         perf::Perf,
-        ring::Ring,
+        rings::Rings,
         source::Source,
     },
 };
@@ -207,10 +207,9 @@ impl Session {
     pub fn source(&mut self) -> Result<Source> {
         let stream = self.attached.stream.take();
         Ok(match stream.context("the stream was taken already")? {
-            Stream::Rings(rings) => {
-                let [ring, spare] = *rings;
-                let ring = Ring::new(ring, spare).context("cannot watch the ring buffer")?;
-                Source::Ring(Box::new(ring))
+            Stream::Rings(rings, spare) => {
+                let rings = Rings::new(rings, *spare).context("cannot watch the ring buffers")?;
+                Source::Rings(Box::new(rings))
             }
             Stream::Buffers(buffers) => {
                 let bytes = self.request.sizes.ring_bytes as usize;

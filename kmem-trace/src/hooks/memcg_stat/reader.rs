@@ -16,7 +16,12 @@ use kmem_trace_ebpf::{
     },
 };
 
-use super::super::{allowed::cause, attach::SIZED, features::OBJECT, loader};
+use super::super::{
+    allowed::cause,
+    attach::{RINGS, SIZED, SMALLEST_RING},
+    features::OBJECT,
+    loader,
+};
 
 const PROGRAM: &str = "rt_read_words";
 
@@ -39,8 +44,10 @@ impl Reader {
             loader
                 .override_global("CONFIG", config, true)
                 // The loader keeps it, and not every object has it.
-                .override_global("MEMBERS", members, false)
-                .map_max_entries("RING", 4096);
+                .override_global("MEMBERS", members, false);
+            for ring in RINGS {
+                loader.map_max_entries(ring, SMALLEST_RING);
+            }
             for map in SIZED {
                 loader.map_max_entries(map, 1);
             }

@@ -1,0 +1,113 @@
+//! The ring buffers as a source of batches: one or, where many CPUs would wait for one another,
+//! several, whose records are put in order.
+
+use std::os::fd::{AsFd as _, OwnedFd};
+
+use aya::maps::{MapData, RingBuf};
+use bytes::BytesMut;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
+use tokio::io::{Interest, unix::AsyncFd};
+
+use super::{
+    decode::Batch,
+    turns::{Turns, settled_now},
+};
+
+/// A batch is handed on when it has grown to this many bytes, so that a flood cannot keep the
+/// reader from ever handing anything on.
+const BATCH_BYTES: usize = 256 * 1024;
+
+/// The consuming end of the rings.
+pub struct Rings {
+    rings: Vec<RingBuf<MapData>>,
+    /// Of records that found theirs busy; few, and never a reason to wake.
+    spare: RingBuf<MapData>,
+    /// Readable when one of the rings is.
+    any: AsyncFd<OwnedFd>,
+    /// Where the next batch of a single ring goes: the memory of the last one, if nobody kept it.
+    bytes: BytesMut,
+    /// Records of several, in order.
+    turns: Turns,
+    settled_ns: u64,
+}
+
+impl Rings {
+    /// Takes the maps over. Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// Where the kernel or the runtime cannot watch the maps' descriptors.
+    pub fn new(rings: Vec<RingBuf<MapData>>, spare: RingBuf<MapData>) -> std::io::Result<Self> {
+        let any = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        for ring in &rings {
+            any.add(ring.as_fd(), EpollEvent::new(EpollFlags::EPOLLIN, 0))?;
+        }
+        // SAFETY: the descriptor is owned by what watches it, and closed with it.
+        let any = unsafe { AsyncFd::register_with_interest(any.0, Interest::READABLE) }?;
+        Ok(Self {
+            rings,
+            spare,
+            any,
+            bytes: BytesMut::new(),
+            turns: Turns::default(),
+            settled_ns: 0,
+        })
+    }
+
+    /// Returns when the programs have woken us because a ring fills.
+    pub async fn filling(&mut self) {
+        if let Ok(mut guard) = self.any.readable().await {
+            guard.clear_ready();
+        }
+    }
+
+    /// What waits in the rings, at most a batch of each; an empty batch means nothing waits. Of
+    /// several, what came just now waits for the next time.
+    pub fn drain(&mut self) -> Batch {
+        if let [ring] = &mut self.rings[..] {
+            for ring in [ring, &mut self.spare] {
+                append(ring, &mut self.bytes);
+            }
+            return Batch::new(self.bytes.split().freeze());
+        }
+        self.settled_ns = settled_now();
+        for ring in self.rings.iter_mut().chain([&mut self.spare]) {
+            let mut taken = 0;
+            while let Some(item) = ring.next() {
+                let time_ns = self.turns.add(&item, &[]);
+                taken += item.len();
+                // What waits in this ring is younger, and older than what others may have had.
+                if taken >= BATCH_BYTES {
+                    self.settled_ns = self.settled_ns.min(time_ns);
+                    break;
+                }
+            }
+        }
+        self.turns.until(self.settled_ns)
+    }
+
+    /// All records up to this time were given out, once nothing waits.
+    pub fn settled_ns(&self) -> u64 {
+        match self.rings.len() {
+            1 => u64::MAX,
+            _ => self.settled_ns,
+        }
+    }
+
+    /// Whether records wait for their turn.
+    pub fn holds_back(&self) -> bool {
+        !self.turns.is_empty()
+    }
+}
+
+fn append(ring: &mut RingBuf<MapData>, bytes: &mut BytesMut) {
+    let most = bytes.len() + BATCH_BYTES;
+    while bytes.len() < most {
+        let Some(item) = ring.next() else {
+            break;
+        };
+        if bytes.capacity() - bytes.len() < item.len() {
+            bytes.reserve(2 * BATCH_BYTES);
+        }
+        bytes.extend_from_slice(&item);
+    }
+}
