@@ -8,7 +8,7 @@
 //! In functions of their own, which stay so: each has its own stack frame, of which all that are
 //! under way at a time share 512 bytes. They are global and pass numbers only, 0 for none, so that
 //! the verifier looks into each once and not on each way that leads there; older ones look into
-//! those too that nothing leads to, so each says itself that it needs to read. Nothing is kept in
+//! those too that nothing leads to, so each says itself when it is needed. Nothing is kept in
 //! shared scratch memory: a run that an interrupt nests into another one disturbs nothing.
 
 use aya_ebpf::{
@@ -149,12 +149,18 @@ fn context() -> u32 {
     0
 }
 
+/// Whether slab is attributed, for which objects have to be read.
+#[inline(always)]
+pub fn attributes() -> bool {
+    config!(attribute_slab) == 1 && config!(can_read) == 1
+}
+
 /// `page_to_pfn` and back on x86-64 in one number: `vmemmap_base` less what `page_offset_base`
 /// contributes to it. Both are variables under KASLR. 0 where they cannot be found yet.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn find_memory_map(cache: u64) -> u64 {
-    if config!(can_read) != 1 {
+    if !attributes() {
         return 0;
     }
     let found = match from_variables() {
@@ -345,7 +351,7 @@ extern "C" fn find_place(
     call_site: u64,
     size_and_cause: u64,
 ) -> u64 {
-    if config!(can_read) != 1 {
+    if !attributes() {
         return 0;
     }
     let key = SlabKey {
@@ -455,7 +461,7 @@ fn count(key: &SlabKey, allocation: bool, bytes: u64) {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn cause(gfp: u64, cache: u64, asking: u64) -> u64 {
-    if config!(can_read) != 1 {
+    if !attributes() {
         return u64::from(CAUSE_UNKNOWN);
     }
     let flags = peek_half(cache, config!(kmem_cache_flags));
@@ -511,6 +517,9 @@ extern "C" fn keep_origin(
     call_site: u64,
     bytes_and_cause: u64,
 ) -> u64 {
+    if !attributes() {
+        return 0;
+    }
     let origin = Origin {
         asker,
         call_site,
@@ -536,6 +545,9 @@ extern "C" fn keep_origin(
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn told_twice(address: u64) -> u64 {
+    if !attributes() {
+        return 0;
+    }
     let Some(origin) = OWNERLESS.get_ptr(address) else {
         return 0;
     };
@@ -560,6 +572,9 @@ extern "C" fn told_twice(address: u64) -> u64 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn move_to_payer(address: u64, cache: u64, size: u64, payer: u64, always: u64) -> u64 {
+    if !attributes() {
+        return 0;
+    }
     let mut key = SlabKey {
         payer: 0,
         asker: OTHERS,
@@ -592,7 +607,7 @@ extern "C" fn move_to_payer(address: u64, cache: u64, size: u64, payer: u64, alw
 /// A copy of a socket begins: whoever pays for the listener is whom the new one works for.
 #[inline(always)]
 pub fn socket_copied(socket: u64) {
-    if config!(attribute_slab) != 1 || config!(can_read) != 1 {
+    if !attributes() {
         return;
     }
     let map = memory_map(0);
@@ -640,7 +655,7 @@ fn listening() -> u64 {
 /// `kmem_cache_charge` succeeded on an object.
 #[inline(always)]
 pub fn charged_late(address: u64) {
-    if config!(attribute_slab) != 1 || config!(can_read) != 1 {
+    if !attributes() {
         return;
     }
     let map = memory_map(0);

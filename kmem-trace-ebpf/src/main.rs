@@ -488,7 +488,7 @@ pub fn tb_cgroup_attach_task(ctx: BtfTracePointContext) -> i32 {
 // --- slab: classic tracepoints, raw tracepoints and their BTF-typed form -----------------------
 
 macro_rules! slab_programs {
-    ($($tracepoint:ident $raw:ident $second:ident $typed:ident = $op:ident, $event:ident, $pair:ident;)*) => { $(
+    ($($tracepoint:ident $raw:ident $second:ident = $op:ident, $event:ident, $pair:ident;)*) => { $(
         #[tracepoint]
         pub fn $tracepoint(ctx: TracePointContext) -> u32 {
             let ctx = ctx.as_ptr().cast_const().cast();
@@ -524,11 +524,6 @@ macro_rules! slab_programs {
             tally(SECOND_RUNS + $pair, 1);
             slab_arguments!(ctx, $op, $event)
         }
-
-        #[btf_tracepoint]
-        pub fn $typed(ctx: BtfTracePointContext) -> i32 {
-            slab_arguments!(ctx, $op, $event)
-        }
     )* };
 }
 
@@ -550,10 +545,10 @@ macro_rules! slab_arguments {
 }
 #[cfg(not(feature = "old"))]
 slab_programs! {
-    tp_cache_alloc rt_cache_alloc rt_cache_alloc_2 tb_cache_alloc = OP_ALLOC, cache_alloc, PAIR_CACHE_ALLOC;
-    tp_kmalloc rt_kmalloc rt_kmalloc_2 tb_kmalloc = OP_ALLOC, kmalloc, PAIR_KMALLOC;
-    tp_cache_free rt_cache_free rt_cache_free_2 tb_cache_free = OP_FREE, cache_free, PAIR_CACHE_FREE;
-    tp_kfree rt_kfree rt_kfree_2 tb_kfree = OP_FREE, kfree, PAIR_KFREE;
+    tp_cache_alloc rt_cache_alloc rt_cache_alloc_2 = OP_ALLOC, cache_alloc, PAIR_CACHE_ALLOC;
+    tp_kmalloc rt_kmalloc rt_kmalloc_2 = OP_ALLOC, kmalloc, PAIR_KMALLOC;
+    tp_cache_free rt_cache_free rt_cache_free_2 = OP_FREE, cache_free, PAIR_CACHE_FREE;
+    tp_kfree rt_kfree rt_kfree_2 = OP_FREE, kfree, PAIR_KFREE;
 }
 
 // --- context: softirqs and hardirq handlers ---------------------------------------------------

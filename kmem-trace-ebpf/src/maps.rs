@@ -189,9 +189,11 @@ const THERE: u64 = 1 << 32;
 /// The same: it is new.
 const NEW: u64 = 1 << 33;
 
-/// The place of a cgroup that had none a moment ago; 0 where there is none left. Global, of numbers
-/// alone, so that the verifier looks into it once and not on each way that leads here.
-#[unsafe(no_mangle)]
+/// The place of a cgroup that had none a moment ago; 0 where there is none left or the map refuses it.
+/// Global, of numbers alone, so that the verifier looks into it once and not on each way that leads
+/// here. Not so in the object for old kernels: before 5.6 there are no such functions, and what is
+/// tested on newer ones has to be what they get.
+#[cfg_attr(not(feature = "old"), unsafe(no_mangle))]
 #[inline(never)]
 pub extern "C" fn take_place(cgroup_id: u64) -> u64 {
     let Some(free) = take(&FREE) else {

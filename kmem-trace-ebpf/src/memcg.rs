@@ -151,9 +151,10 @@ pub fn note_ancestry(memcg: u64, cgroup_id: u64) {
     note_ancestors(number(memcg), cgroup_id);
 }
 
-/// Global, of numbers alone, so that the verifier looks into it once and not on each way that leads
-/// here; and nothing in the loop branches but its end, or it would look at each turn twice.
-#[unsafe(no_mangle)]
+/// As global as `take_place`, and nothing in the loop branches but its end, or the verifier would look
+/// at each turn twice. Whoever leads here reads kernel memory anyway. Returns nothing of use: a global
+/// function has to return a number.
+#[cfg_attr(not(feature = "old"), unsafe(no_mangle))]
 #[inline(never)]
 extern "C" fn note_ancestors(memcg: u64, cgroup_id: u64) -> u64 {
     let (memory, up) = (
@@ -173,7 +174,7 @@ extern "C" fn note_ancestors(memcg: u64, cgroup_id: u64) -> u64 {
         let _ = unsafe { read_bytes((&raw mut parent).cast(), 8, at) };
         id = note_parent(id, parent, depth as u64);
         if id == 0 {
-            return 1;
+            return 0;
         }
         counter = parent;
         depth += 1;
@@ -184,7 +185,7 @@ extern "C" fn note_ancestors(memcg: u64, cgroup_id: u64) -> u64 {
 
 /// Writes down whose parent the owner of the counter `parent` is, and returns its id; 0 where there
 /// is none, or where the rest is known.
-#[unsafe(no_mangle)]
+#[cfg_attr(not(feature = "old"), unsafe(no_mangle))]
 #[inline(never)]
 extern "C" fn note_parent(id: u64, parent: u64, depth: u64) -> u64 {
     let mut parent_id = 0;

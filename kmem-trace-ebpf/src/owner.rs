@@ -15,6 +15,7 @@ use kmem_trace_ebpf::{
 };
 
 use crate::{
+    attribution::attributes,
     maps::tally,
     read::{config, peek, peek_half},
 };
@@ -51,7 +52,7 @@ fn id(cgroup: u64) -> u64 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn named(memcg: u64) -> u64 {
-    if config!(can_read) != 1 {
+    if !attributes() {
         return 0;
     }
     let cgroup = peek(memcg, config!(memcg_css_cgroup));
@@ -114,7 +115,7 @@ pub fn is_inherited(objcg: u64, memcg: u64) -> bool {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn former(objcg: u64, memcg: u64) -> u64 {
-    if config!(can_read) != 1 {
+    if !attributes() {
         return OTHERS;
     }
     if config!(memcg_objcg) == ABSENT {
@@ -140,7 +141,7 @@ pub extern "C" fn former(objcg: u64, memcg: u64) -> u64 {
 /// A cgroup's directory was removed.
 #[inline(always)]
 pub fn removed(cgroup: u64) {
-    if config!(attribute_slab) != 1 || config!(can_read) != 1 || !can_tell() {
+    if !attributes() || !can_tell() {
         return;
     }
     let css = peek(cgroup, config!(cgroup_memory_css));

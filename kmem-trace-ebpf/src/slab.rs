@@ -7,7 +7,7 @@ use kmem_trace_ebpf::{
 };
 
 use crate::{
-    attribution::{Asked, moved},
+    attribution::{Asked, attributes, moved},
     maps::{header, reserve, submit, switched},
     read::{config, member, read_kernel_str},
 };
@@ -34,7 +34,7 @@ pub fn slab_event(mut object: Object) {
         cache: 0,
         cause: CAUSE_UNASKED,
     };
-    if config!(attribute_slab) == 1 && config!(can_read) == 1 {
+    if attributes() {
         asked = moved(&object, object.op == OP_ALLOC);
     }
     if config!(stream_slab) != 1 || switched(SWITCH_NO_STREAM) {

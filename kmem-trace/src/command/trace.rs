@@ -401,7 +401,7 @@ impl<'a> Trace<'a> {
         let enough = Instant::now() + AT_A_TIME;
         while !self.closed {
             let batch = self.source.drain();
-            if batch.as_bytes().is_empty() {
+            if batch.as_bytes().is_empty() && !self.source.has_more() {
                 self.session.lost_records(self.source.lost());
                 self.session.look_if_needed();
                 self.session.retire(self.source.settled_ns())?;

@@ -519,8 +519,9 @@ fn place(ebpf: &mut Ebpf, hook: &Hook, sites: &AllSites, btf: Option<&Btf>) -> R
 /// How much work each program was for the verifier, which is most of what a start takes.
 fn say_verified(ebpf: &Ebpf) {
     for (name, program) in ebpf.programs() {
-        if let Ok(info) = program.info() {
-            let verified = info.verified_instruction_count().unwrap_or(0);
+        if let Ok(info) = program.info()
+            && let Some(verified) = info.verified_instruction_count()
+        {
             log::debug!("{name}: {verified} instructions verified");
         }
     }

@@ -1,21 +1,27 @@
 //! Whether the kernel takes programs on functions at all: tried before anything is attached, for what
 //! is attached takes long to let go of, and a plan without them starts over.
+//!
+//! Only loading is tried. What a kernel loads and then does not let onto its function
+//! ([`Refused::closed`]) is found when it is attached.
 
 use aya::{
     Btf, Ebpf,
-    programs::{FEntry, FExit, ProgramError},
+    programs::{FEntry, ProgramError},
 };
 
 use super::{
     attach::{Refused, refusal},
     plan::Resolved,
-    table::{Hook, Place},
+    table::Place,
 };
 
-/// Functions that are tried: of one, a refusal may be its own fault.
+/// Does nothing, so that a refusal is none of its own fault.
+const PROGRAM: &str = "fe_nothing";
+/// Functions that are tried: of one, a refusal may be the function's own fault.
 const TRIED: usize = 2;
 
-/// What the kernel refused where it took no program on any function; empty where it took one.
+/// What the kernel refused where it took no program on any of the functions tried; empty where it
+/// took one, or where the plan has too few functions to tell.
 pub(super) fn refused(ebpf: &mut Ebpf, wanted: &[&Resolved], btf: Option<&Btf>) -> Vec<Refused> {
     let Some(btf) = btf else {
         return Vec::new();
@@ -26,21 +32,21 @@ pub(super) fn refused(ebpf: &mut Ebpf, wanted: &[&Resolved], btf: Option<&Btf>) 
             continue;
         };
         for hook in chosen.hooks {
-            if all.iter().any(|tried| tried.hook.symbol == hook.symbol) {
+            let on_function = matches!(hook.place, Place::Fentry | Place::Fexit);
+            if !on_function || all.iter().any(|tried| tried.hook.symbol == hook.symbol) {
                 continue;
             }
-            let why = match load(ebpf, hook, btf) {
-                None => continue,
-                Some(Ok(())) => return Vec::new(),
-                Some(Err(error)) => refusal(&error),
+            let Err(error) = load(ebpf, hook.symbol, btf) else {
+                return Vec::new();
             };
             all.push(Refused {
                 role: resolved.role.name,
                 candidate,
                 why: format!(
-                    "{} refused on {}: {why}",
+                    "{} refused on {}: {}",
                     chosen.mechanism.name(),
-                    hook.symbol
+                    hook.symbol,
+                    refusal(&error)
                 ),
                 hook: *hook,
                 closed: false,
@@ -53,24 +59,13 @@ pub(super) fn refused(ebpf: &mut Ebpf, wanted: &[&Resolved], btf: Option<&Btf>) 
     Vec::new()
 }
 
-/// `None` where a hook is on no function.
-fn load(ebpf: &mut Ebpf, hook: &Hook, btf: &Btf) -> Option<Result<(), ProgramError>> {
-    let program = ebpf.program_mut(hook.program)?;
-    match hook.place {
-        Place::Fentry => {
-            let program: Result<&mut FEntry, _> = program.try_into();
-            Some(program.and_then(|program| {
-                program.load(hook.symbol, btf)?;
-                program.unload()
-            }))
-        }
-        Place::Fexit => {
-            let program: Result<&mut FExit, _> = program.try_into();
-            Some(program.and_then(|program| {
-                program.load(hook.symbol, btf)?;
-                program.unload()
-            }))
-        }
-        _ => None,
-    }
+/// Loads the program for a function, and lets go of it again.
+fn load(ebpf: &mut Ebpf, symbol: &str, btf: &Btf) -> Result<(), ProgramError> {
+    let Some(program) = ebpf.program_mut(PROGRAM) else {
+        // The object for old kernels has no programs on functions.
+        return Ok(());
+    };
+    let program: &mut FEntry = program.try_into()?;
+    program.load(symbol, btf)?;
+    program.unload()
 }

@@ -145,8 +145,8 @@ pub struct ProgramCost {
     pub program: String,
     pub run_ns: u64,
     pub runs: u64,
-    /// Runs that the kernel refused because the program was running on that CPU already. What a
-    /// second program took instead is not lost.
+    /// Runs that the kernel skipped because the program, or for kprobes and classic tracepoints any
+    /// such program, was running on that CPU. What a second program took instead is not lost.
     pub skipped: u64,
 }
 

@@ -29,6 +29,8 @@ pub struct Rings {
     /// Records of several, in order.
     turns: Turns,
     settled_ns: u64,
+    /// More waits than was taken last.
+    more: bool,
 }
 
 impl Rings {
@@ -50,6 +52,7 @@ impl Rings {
             bytes: BytesMut::new(),
             turns: Turns::default(),
             settled_ns: 0,
+            more: false,
         })
     }
 
@@ -60,8 +63,8 @@ impl Rings {
         }
     }
 
-    /// What waits in the rings, at most a batch of each; an empty batch means nothing waits. Of
-    /// several, what came just now waits for the next time.
+    /// What waits in the rings, at most a batch of each; an empty batch means nothing waits, unless
+    /// [`Self::has_more`]. Of several, what came just now waits for the next time.
     pub fn drain(&mut self) -> Batch {
         if let [ring] = &mut self.rings[..] {
             for ring in [ring, &mut self.spare] {
@@ -70,6 +73,7 @@ impl Rings {
             return Batch::new(self.bytes.split().freeze());
         }
         self.settled_ns = settled_now();
+        self.more = false;
         for ring in self.rings.iter_mut().chain([&mut self.spare]) {
             let mut taken = 0;
             while let Some(item) = ring.next() {
@@ -78,6 +82,7 @@ impl Rings {
                 // What waits in this ring is younger, and older than what others may have had.
                 if taken >= BATCH_BYTES {
                     self.settled_ns = self.settled_ns.min(time_ns);
+                    self.more = true;
                     break;
                 }
             }
@@ -91,6 +96,11 @@ impl Rings {
             1 => u64::MAX,
             _ => self.settled_ns,
         }
+    }
+
+    /// Whether more waits though a batch was empty: all that was taken came just now.
+    pub fn has_more(&self) -> bool {
+        self.more
     }
 
     /// Whether records wait for their turn.

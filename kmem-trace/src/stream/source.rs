@@ -37,6 +37,14 @@ impl Source {
         }
     }
 
+    /// Whether more waits though a batch was empty.
+    pub fn has_more(&self) -> bool {
+        match self {
+            Self::Rings(rings) => rings.has_more(),
+            Self::Perf(_) => false,
+        }
+    }
+
     /// Whether records are held back that older ones may still come before.
     pub fn holds_back(&self) -> bool {
         match self {

@@ -266,7 +266,7 @@ pub fn summary(out: &mut impl Write, summary: &Summary) -> io::Result<()> {
             program.program,
             count(program.runs),
             program.run_ns as f64 / 1e6,
-            program.run_ns as f64 / program.runs as f64,
+            program.run_ns as f64 / program.runs.max(1) as f64,
             skipped_text(program.skipped)
         )?;
     }

@@ -397,7 +397,7 @@ impl Session {
     pub fn own_cost(&self) -> SelfCost {
         let own = proc::own_cost().unwrap_or_default();
         let ran = |(name, stats): &(&str, ProgramStats)| {
-            (stats.run_count > 0).then(|| ProgramCost {
+            (stats.run_count + stats.skipped > 0).then(|| ProgramCost {
                 program: (*name).to_owned(),
                 run_ns: stats.run_time_ns,
                 runs: stats.run_count,
@@ -406,7 +406,7 @@ impl Session {
         };
         let mut programs: Vec<_> = self.attached.stats().iter().filter_map(ran).collect();
         programs.sort_by_key(|program| std::cmp::Reverse(program.run_ns));
-        let measured = !programs.is_empty();
+        let measured = programs.iter().any(|program| program.runs > 0);
         let sum = |of: fn(&ProgramCost) -> u64| programs.iter().map(of).sum();
         SelfCost {
             bpf_run_ns: measured.then(|| sum(|program| program.run_ns)),

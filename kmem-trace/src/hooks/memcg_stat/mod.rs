@@ -121,8 +121,10 @@ impl MemcgStat {
         if counters == numbers.count {
             return Ok(Index::Direct);
         }
-        let symbols = match known {
+        let has_one = |known: &&Symbols| SYMBOLS.iter().any(|name| known.address(name).is_some());
+        let symbols = match known.filter(has_one) {
             Some(known) => Cow::Borrowed(known),
+            // Whoever read the list may not have been told why it could not be.
             None => Cow::Owned(symbols::kallsyms(&SYMBOLS).map_err(|error| error.to_string())?),
         };
         let mut candidates: Vec<u64> = symbols.address(index::TABLE).into_iter().collect();
