@@ -12,73 +12,39 @@
 //! shared scratch memory: a run that an interrupt nests into another one disturbs nothing.
 
 use aya_ebpf::{
-    bindings::{BPF_ANY, BPF_F_MMAPABLE, BPF_NOEXIST},
-    helpers::{bpf_get_current_task, bpf_get_smp_processor_id},
+    bindings::BPF_ANY,
+    helpers::bpf_get_current_task,
     macros::map,
-    maps::{Array, HashMap, PerCpuArray, Stack},
+    maps::{Array, HashMap, PerCpuArray},
 };
 use kmem_trace_ebpf::{
     config::ABSENT,
     sums::{
-        CACHE_NAME, CAUSE_BEFORE_TRACE, CAUSE_BH_DISABLED, CAUSE_CHARGED, CAUSE_HARDIRQ,
-        CAUSE_KERNEL_THREAD, CAUSE_NO_MM, CAUSE_NOKMEM, CAUSE_NOT_ACCOUNTABLE, CAUSE_NOT_SLAB,
-        CAUSE_REPARENTED, CAUSE_ROOT, CAUSE_SOFTIRQ, CAUSE_UNASKED, CAUSE_UNKNOWN, Cache, LAST,
-        OTHERS, Origin, SlabKey, SlabSums,
+        CAUSE_BEFORE_TRACE, CAUSE_BH_DISABLED, CAUSE_CHARGED, CAUSE_HARDIRQ, CAUSE_KERNEL_THREAD,
+        CAUSE_NO_MM, CAUSE_NOKMEM, CAUSE_NOT_ACCOUNTABLE, CAUSE_NOT_SLAB, CAUSE_REPARENTED,
+        CAUSE_ROOT, CAUSE_SOFTIRQ, CAUSE_UNASKED, CAUSE_UNKNOWN, OTHERS, Origin, SlabKey,
     },
-    totals::{
-        LOST_MAP_FULL, LOST_OBJECTS, ROLE_SLAB_ALLOC, ROLE_SLAB_FREE, SLAB_MISREAD,
-        SWITCH_NO_CALL_SITES,
-    },
+    totals::{LOST_OBJECTS, SLAB_MISREAD, SWITCH_NO_CALL_SITES},
 };
 
 use crate::{
-    maps::{add, own_copy, switched, take, tally},
+    context::{BH_DISABLED, IN_HARDIRQ_HANDLER, SERVING_SOFTIRQ, context},
+    maps::{switched, tally},
     owner::{asking, former, is_inherited, named},
-    read::{config, member, peek, peek_half, read_kernel_str},
+    read::{config, peek, peek_half},
     slab::Object,
+    slab_page::{memory_map, objcg_of, payer_of, slab_of},
+    slab_sums::count,
 };
-
-/// Payer, asker, cache, call site and cause → place of their sums. These four sized by userspace.
-#[map]
-pub static SLAB_PLACES: HashMap<SlabKey, u32> = HashMap::with_max_entries(1, 0);
-
-/// Places that no key has taken yet; filled by userspace.
-#[map]
-pub static SLAB_FREE: Stack<u32> = Stack::with_max_entries(1, 0);
-
-/// Place → whose it is. Like the totals, read through a mapping (see `maps`).
-#[map]
-pub static SLAB_KEYS: Array<SlabKey> = Array::with_max_entries(1, BPF_F_MMAPABLE);
-
-/// Place, a copy for each CPU → sums.
-#[map]
-pub static SLAB_SUMS: Array<SlabSums> = Array::with_max_entries(1, BPF_F_MMAPABLE);
-
-/// Address of a `struct kmem_cache` → what it is called.
-#[map]
-pub static CACHES: HashMap<u64, Cache> = HashMap::with_max_entries(1024, 0);
 
 /// Objects that nobody pays for have no owner to read: address → where they came from, for those
 /// that a traced cgroup's task asked for. Sized by userspace.
 #[map]
 pub static OWNERLESS: HashMap<u64, Origin> = HashMap::with_max_entries(1, 0);
 
-/// The places that a CPU used last, a share for each CPU: by a few bits of the key, place and 1 more.
-/// Sized by userspace.
-#[map]
-pub static SLAB_LAST: Array<u32> = Array::with_max_entries(1, 0);
-
 /// Whether an object of a cache was ever kept in [`OWNERLESS`], by a few bits of the cache's address.
 #[map]
 pub static REMEMBERED: Array<u32> = Array::with_max_entries(REMEMBERED_CACHES, 0);
-
-/// `vmemmap_base` less what `page_offset_base` contributes to it; 0 until known.
-#[map]
-pub static MEMORY_MAP: Array<u64> = Array::with_max_entries(1, 0);
-
-/// Whether this CPU is in a softirq, and whether in a hardirq handler.
-#[map]
-pub static CONTEXT: PerCpuArray<[u32; 2]> = PerCpuArray::with_max_entries(1, 0);
 
 /// A listening socket is being copied on this CPU: by which task, or over which an interrupt does
 /// it, and which memory cgroup pays for the listener.
@@ -87,373 +53,13 @@ pub static LISTENER: PerCpuArray<[u64; 2]> = PerCpuArray::with_max_entries(1, 0)
 
 /// Entries of [`REMEMBERED`]: a power of two, some ten times as many as there are caches.
 const REMEMBERED_CACHES: u32 = 4096;
-/// What leaves as many bits as tell [`LAST`] apart.
-const LAST_SHIFT: u32 = 64 - LAST.trailing_zeros();
-const SOFTIRQ: usize = 0;
-const HARDIRQ: usize = 1;
-const PAGE_SHIFT: u32 = 12;
-/// The top 4 GiB of addresses are kernel text and what is fixed, none of it the memory map.
-const COMPOUND_MASK: u64 = 0xffff_ffff_0000_0000;
 /// `PF_KTHREAD` (include/linux/sched.h).
 const PF_KTHREAD: u32 = 0x0020_0000;
-
-/// A softirq or a hardirq handler begins (`inside` = 1) or ends (0) on this CPU. Neither nests in its
-/// like, so nothing is counted: an end that is missed, as between the attaching of the two programs,
-/// would be for ever.
-#[inline(always)]
-pub fn interrupt(kind: usize, inside: u32) {
-    if let Some(context) = CONTEXT.get_ptr_mut(0) {
-        unsafe { *(&raw mut (*context)).cast::<u32>().add(kind & 1) = inside };
-    }
-}
-
-/// In what an object was asked for, as [`context`] says it.
-const IN_HARDIRQ_HANDLER: u32 = 1;
-const SERVING_SOFTIRQ: u32 = 2;
-const BH_DISABLED: u32 = 3;
-/// `SOFTIRQ_MASK` and `SOFTIRQ_OFFSET` (include/linux/preempt.h).
-const SOFTIRQ_BITS: u32 = 0x0000_ff00;
-const SERVING_BIT: u32 = 0x0000_0100;
-
-/// What this CPU is in: its preempt count says so (`in_hardirq`, `in_serving_softirq`), or what was
-/// noted at events. No program of ours that looks here changes those bits: only breakpoints' do.
-#[inline(always)]
-fn context() -> u32 {
-    if config!(preempt_count) != 0 {
-        let cpu = u64::from(unsafe { bpf_get_smp_processor_id() });
-        let own = peek(config!(per_cpu_offset).wrapping_add(cpu << 3), 0);
-        let mut count = peek_half(own.wrapping_add(config!(preempt_count)), 0);
-        if config!(task_softirqs) != ABSENT {
-            count |=
-                peek_half(unsafe { bpf_get_current_task() }, config!(task_softirqs)) & SOFTIRQ_BITS;
-        }
-        return if count & config!(hardirq_bits) != 0 {
-            IN_HARDIRQ_HANDLER
-        } else if count & SERVING_BIT != 0 {
-            SERVING_SOFTIRQ
-        } else if count & SOFTIRQ_BITS != 0 {
-            BH_DISABLED
-        } else {
-            0
-        };
-    }
-    if let Some(context) = CONTEXT.get_ptr(0) {
-        let inside = context.cast::<u32>();
-        if unsafe { *inside.add(HARDIRQ) } != 0 {
-            return IN_HARDIRQ_HANDLER;
-        }
-        if unsafe { *inside.add(SOFTIRQ) } != 0 {
-            return SERVING_SOFTIRQ;
-        }
-    }
-    0
-}
 
 /// Whether slab is attributed, for which objects have to be read.
 #[inline(always)]
 pub fn attributes() -> bool {
     config!(attribute_slab) == 1 && config!(can_read) == 1
-}
-
-/// `page_to_pfn` and back on x86-64 in one number: `vmemmap_base` less what `page_offset_base`
-/// contributes to it. Both are variables under KASLR. 0 where they cannot be found yet.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn find_memory_map(cache: u64) -> u64 {
-    if !attributes() {
-        return 0;
-    }
-    let found = match from_variables() {
-        Some(found) => found,
-        None => from_a_slab_of(cache).unwrap_or(0),
-    };
-    if found != 0
-        && let Some(known) = MEMORY_MAP.get_ptr_mut(0)
-    {
-        unsafe { *known = found };
-    }
-    found
-}
-
-#[inline(always)]
-fn from_variables() -> Option<u64> {
-    if config!(vmemmap_base) == 0 || config!(page_offset_base) == 0 {
-        return None;
-    }
-    let vmemmap: u64 = member(config!(vmemmap_base), 0)?;
-    let offset: u64 = member(config!(page_offset_base), 0)?;
-    let pages = (offset >> PAGE_SHIFT).wrapping_mul(u64::from(config!(page_size)));
-    Some(vmemmap.wrapping_sub(pages))
-}
-
-/// The same from a cache, where the symbol table has no variables: a partial slab's `freelist` is
-/// the address of an object in it, and slabs are aligned to their size.
-#[inline(always)]
-fn from_a_slab_of(cache: u64) -> Option<u64> {
-    let node: u64 = member(cache, config!(kmem_cache_node))?;
-    let first: u64 = member(node, config!(node_partial))?;
-    if first == node.wrapping_add(u64::from(config!(node_partial))) {
-        return None;
-    }
-    let slab = first.wrapping_sub(u64::from(config!(slab_list)));
-    if member::<u64>(slab, config!(slab_cache)) != Some(cache) {
-        return None;
-    }
-    let object: u64 = member(slab, config!(slab_freelist)).filter(|object| *object != 0)?;
-    // `oo_order`: the upper half of `struct kmem_cache_order_objects`. A slab may have been made
-    // with the smaller order `min`; where the two differ, this cache tells nothing.
-    let order = member::<u32>(cache, config!(kmem_cache_oo))? >> 16;
-    let smaller = member::<u32>(cache, config!(kmem_cache_min))? >> 16;
-    if order != smaller || order > 10 {
-        return None;
-    }
-    let first_page = (object >> PAGE_SHIFT) & !((1u64 << order) - 1);
-    Some(slab.wrapping_sub(first_page.wrapping_mul(u64::from(config!(page_size)))))
-}
-
-#[inline(always)]
-fn memory_map(cache: u64) -> u64 {
-    let known = match MEMORY_MAP.get_ptr(0) {
-        Some(known) => unsafe { *known },
-        None => 0,
-    };
-    if known != 0 {
-        return known;
-    }
-    find_memory_map(cache)
-}
-
-/// The `struct slab` (5.17 and later) or head `struct page` that an object lies in; 0 where it
-/// lies in none, or where that cannot be told.
-#[inline(always)]
-fn slab_of(address: u64, map: u64) -> u64 {
-    let pages = (address >> PAGE_SHIFT).wrapping_mul(u64::from(config!(page_size)));
-    let mut slab = map.wrapping_add(pages);
-    let head = peek(slab, config!(page_compound_head));
-    if head & 1 == 1 {
-        // `_compound_head`: the address of the head, or a mask that makes it from the tail's
-        // (`compound_info_has_mask`). No page has its `struct page` where masks are.
-        slab = if head >= COMPOUND_MASK {
-            slab & head
-        } else {
-            head.wrapping_sub(1)
-        };
-    }
-    if is_slab(slab) { slab } else { 0 }
-}
-
-/// `PageSlab`: a flag of the page, or its type, by generation.
-#[inline(always)]
-fn is_slab(page: u64) -> bool {
-    if config!(page_type) != ABSENT {
-        return peek_half(page, config!(page_type)) >> 24 == config!(page_type_slab);
-    }
-    let flags = peek(page, config!(page_flags));
-    (flags >> (config!(page_flag_slab) & 63)) & 1 == 1
-}
-
-/// The `struct obj_cgroup` that an object is charged to, `slab_objcgs()[obj_to_index()]`; 0: none.
-#[inline(always)]
-fn objcg_of(slab: u64, address: u64, map: u64, size: u32) -> u64 {
-    // The low bits are flags (`MEMCG_DATA_OBJCGS`, `OBJEXTS_…`).
-    let vector = peek(slab, config!(slab_vector)) & !7;
-    let page_size = config!(page_size);
-    if vector == 0 {
-        return 0;
-    }
-    let bytes = slab.wrapping_sub(map);
-    // What a page is described by has 64 bytes nearly everywhere, and dividing is slow.
-    let page = match page_size {
-        64 => bytes >> 6,
-        other => bytes.checked_div(u64::from(other)).unwrap_or(0),
-    };
-    // A slab is far smaller than 4 GiB. Divisions that may panic are none that the verifier takes.
-    let offset = address.wrapping_sub(page << PAGE_SHIFT) as u32;
-    let index = offset.checked_div(size).unwrap_or(0);
-    let mut stride = config!(vector_stride);
-    if config!(slab_in_object) != ABSENT
-        && peek_half(slab, config!(slab_in_object)) & config!(slab_in_object_mask) != 0
-    {
-        stride = size;
-    }
-    let element = vector.wrapping_add(u64::from(index).wrapping_mul(u64::from(stride)));
-    peek(element, config!(vector_objcg)) & !7
-}
-
-/// The memory cgroup that an object is charged to now; 0: none.
-#[inline(always)]
-fn payer_of(slab: u64, address: u64, map: u64, size: u32) -> u64 {
-    match objcg_of(slab, address, map, size) {
-        0 => 0,
-        objcg => peek(objcg, config!(objcg_memcg)),
-    }
-}
-
-/// Writes a cache down.
-#[inline(always)]
-fn note_cache(cache: u64, size: u32) {
-    let mut entry = Cache {
-        name: [0; CACHE_NAME],
-        size,
-        object_size: member(cache, config!(kmem_cache_object_size)).unwrap_or(0),
-        flags: member(cache, config!(kmem_cache_flags)).unwrap_or(0),
-        reserved: 0,
-    };
-    let name: u64 = member(cache, config!(kmem_cache_name)).unwrap_or(0);
-    if name != 0 {
-        let _ = unsafe {
-            read_kernel_str(
-                (&raw mut entry.name).cast(),
-                CACHE_NAME as u32,
-                name as *const _,
-            )
-        };
-    }
-    let _ = CACHES.insert(cache, &entry, u64::from(BPF_NOEXIST));
-}
-
-/// Takes a place for a key: its number and 1 more; 0 where there is none.
-#[inline(always)]
-fn take_slab_place(key: &SlabKey) -> u64 {
-    let Some(free) = take(&SLAB_FREE) else {
-        return 0;
-    };
-    let Some(entry) = SLAB_KEYS.get_ptr_mut(free) else {
-        return 0;
-    };
-    // Named before anybody else can find it.
-    unsafe {
-        *entry = *key;
-        (&raw mut (*entry).taken).write_volatile(1);
-    }
-    if SLAB_PLACES
-        .insert(key, free, u64::from(BPF_NOEXIST))
-        .is_ok()
-    {
-        return u64::from(free) + 1;
-    }
-    unsafe { (&raw mut (*entry).taken).write_volatile(0) };
-    let _ = SLAB_FREE.push(free, 0);
-    match SLAB_PLACES.get_ptr(key) {
-        Some(found) => u64::from(unsafe { *found }) + 1,
-        None => 0,
-    }
-}
-
-/// The place of a key and 1 more, where this CPU did not just use it; 0 where there is none. What of
-/// the key does not fit in `size_and_cause` is 0.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn find_place(
-    payer: u64,
-    asker: u64,
-    cache: u64,
-    call_site: u64,
-    size_and_cause: u64,
-) -> u64 {
-    if !attributes() {
-        return 0;
-    }
-    let key = SlabKey {
-        payer,
-        asker,
-        cache,
-        call_site,
-        cause: (size_and_cause >> 32) as u8,
-        taken: 0,
-        reserved: [0; 2],
-        size: size_and_cause as u32,
-    };
-    let place = match SLAB_PLACES.get_ptr(&key) {
-        Some(found) => u64::from(unsafe { *found }) + 1,
-        None => {
-            if cache != 0 && CACHES.get_ptr(cache).is_none() {
-                note_cache(cache, key.size);
-            }
-            take_slab_place(&key)
-        }
-    };
-    if place != 0
-        && let Some(last) = SLAB_LAST.get_ptr_mut(last_of(&key))
-    {
-        unsafe { last.write_volatile(place as u32) };
-    }
-    place
-}
-
-/// Where this CPU keeps which place a key was last found at.
-#[inline(always)]
-fn last_of(key: &SlabKey) -> u32 {
-    let mixed =
-        (key.cache ^ key.call_site.rotate_left(20) ^ key.payer.wrapping_add(key.asker << 8))
-            .wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    own_copy()
-        .wrapping_mul(LAST)
-        .wrapping_add((mixed >> LAST_SHIFT) as u32)
-}
-
-/// Whether a place is this key's.
-#[inline(always)]
-fn is_at(place: u32, key: &SlabKey) -> bool {
-    let Some(entry) = SLAB_KEYS.get_ptr(place) else {
-        return false;
-    };
-    let there = unsafe { &*entry };
-    there.cache == key.cache
-        && there.payer == key.payer
-        && there.call_site == key.call_site
-        && there.asker == key.asker
-        && there.size == key.size
-        && there.cause == key.cause
-        && there.taken == 1
-}
-
-/// Adds one object to the sums of its key.
-#[inline(always)]
-fn count(key: &SlabKey, allocation: bool, bytes: u64) {
-    // A number, which is read and written whole, and points to what never changes: whatever
-    // interrupts us between the two leaves either of them right.
-    let mut place = match SLAB_LAST.get_ptr(last_of(key)) {
-        Some(last) => u64::from(unsafe { last.read_volatile() }),
-        None => 0,
-    };
-    if place == 0 || !is_at(place as u32 - 1, key) {
-        place = find_place(
-            key.payer,
-            key.asker,
-            key.cache,
-            key.call_site,
-            u64::from(key.size) | u64::from(key.cause) << 32,
-        );
-    }
-    let found = if place == 0 {
-        None
-    } else {
-        let copy = own_copy().wrapping_mul(config!(slab_places));
-        SLAB_SUMS.get_ptr_mut(copy.wrapping_add(place as u32 - 1))
-    };
-    let Some(sums) = found else {
-        let role = if allocation {
-            ROLE_SLAB_ALLOC
-        } else {
-            ROLE_SLAB_FREE
-        };
-        tally(LOST_MAP_FULL + role, 1);
-        return;
-    };
-    unsafe {
-        if allocation {
-            add(&raw mut (*sums).allocated, 1);
-            if key.size == 0 {
-                add(&raw mut (*sums).allocated_bytes, bytes);
-            }
-        } else {
-            add(&raw mut (*sums).freed, 1);
-            if key.size == 0 {
-                add(&raw mut (*sums).freed_bytes, bytes);
-            }
-        }
-    }
 }
 
 /// Why nobody was charged, by what the charge path itself looks at
@@ -836,6 +442,3 @@ fn freed(object: &Object, key: &mut SlabKey, memcg: u64) {
     }
     count(key, false, bytes);
 }
-
-pub const IN_SOFTIRQ: usize = SOFTIRQ;
-pub const IN_HARDIRQ: usize = HARDIRQ;

@@ -23,6 +23,8 @@ macro_rules! handler {
 mod attribution;
 #[cfg(not(feature = "old"))]
 mod bulk;
+#[cfg(not(feature = "old"))]
+mod context;
 #[cfg(feature = "old")]
 mod hand_out;
 mod ledger;
@@ -39,6 +41,10 @@ mod read;
 mod second;
 #[cfg(not(feature = "old"))]
 mod slab;
+#[cfg(not(feature = "old"))]
+mod slab_page;
+#[cfg(not(feature = "old"))]
+mod slab_sums;
 #[cfg(not(feature = "old"))]
 mod stat;
 #[cfg(not(feature = "old"))]
@@ -67,7 +73,7 @@ use kmem_trace_ebpf::{
 
 #[cfg(not(feature = "old"))]
 use crate::{
-    attribution::{IN_HARDIRQ, IN_SOFTIRQ, interrupt},
+    context::{IN_HARDIRQ, IN_SOFTIRQ, interrupt},
     owner::removed,
     places::give_back,
     second::{find_first, first_is_skipped},

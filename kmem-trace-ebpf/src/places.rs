@@ -6,8 +6,8 @@ use aya_ebpf::maps::Stack;
 use kmem_trace_ebpf::totals::{FILL, FILL_MOST, FILL_SLAB, FORGET_SLAB, GIVE_BACK, GIVE_BACK_SLAB};
 
 use crate::{
-    attribution::{SLAB_FREE, SLAB_KEYS, SLAB_PLACES},
     maps::FREE,
+    slab_sums::{SLAB_FREE, SLAB_KEYS, SLAB_PLACES},
 };
 
 /// Userspace has taken what a place held, or is about to: a run on request, because a system call on
