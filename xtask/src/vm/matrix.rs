@@ -40,23 +40,15 @@ const NOKMEM: (&str, Cgroup, &str, &str) = (
 /// The kernel that the module with old kernels' functions is built for.
 const MODULE_FOR: (&str, &str) = ("6.1", "v1");
 
-/// The target with kernels that nobody has: candidates struck out, features forbidden, old functions
-/// in a module. Unless asked for, one kernel of each accounting generation runs it; the one with the
-/// module among them.
-const LEGACY: &str = "legacy";
-const LEGACY_ON: [(&str, Cgroup); 3] = [
-    ("5.10", Cgroup::V1),
-    ("6.1", Cgroup::V1),
-    ("6.12", Cgroup::V2),
-];
-
 /// Test targets, in the order in which they run: the plan first, on an untouched kernel.
-const TARGETS: [&str; 4] = ["plan", "kernel", "limits", LEGACY];
+const TARGETS: [&str; 3] = ["plan", "kernel", "limits"];
 
-/// And with `--all`: every load by itself, against what the kernel counts, takes minutes a kernel.
-const LONG_TARGET: &str = "slab";
+/// And with `--all`, for they take minutes a kernel: what kernels have that nobody can boot (candidates
+/// struck out, features forbidden, old functions in a module), and every load by itself against what
+/// the kernel counts.
+const LONG_TARGETS: [&str; 2] = ["legacy", "slab"];
 
-/// Seconds that a machine may take, and one that runs [`LONG_TARGET`] too.
+/// Seconds that a machine may take, and one that runs [`LONG_TARGETS`] too.
 const TIMEOUT: u64 = 600;
 const LONG_TIMEOUT: u64 = 2400;
 
@@ -77,8 +69,8 @@ const SAME_EVERYWHERE: [&str; 9] = [
 
 #[derive(Args)]
 pub struct Arguments {
-    /// Run every test on each kernel, not only those whose answer a kernel decides, and the target
-    /// `slab` too.
+    /// Run every test on each kernel, not only those whose answer a kernel decides, and the targets
+    /// `legacy` and `slab` too.
     #[arg(long)]
     pub all: bool,
     /// Take the plans as they are now for the ones to compare with from now on.
@@ -87,7 +79,7 @@ pub struct Arguments {
     /// Only kernels of this line. Repeatable.
     #[arg(long = "kernel", value_name = "LINE")]
     pub kernels: Vec<Line>,
-    /// Test targets to run, instead of plan, kernel, limits and legacy; such as slab. Repeatable.
+    /// Test targets to run, instead of plan, kernel and limits; such as legacy or slab. Repeatable.
     #[arg(long = "target", value_name = "NAME")]
     pub targets: Vec<String>,
     /// Machines that run at a time; without it as many as there are CPUs.
@@ -110,17 +102,12 @@ pub fn main(arguments: &Arguments) -> Result<ExitCode> {
 }
 
 impl Arguments {
-    /// Whether no words say what is to be run.
-    fn is_plain(&self) -> bool {
-        !self.all && self.targets.is_empty()
-    }
-
     /// The test targets that these words ask for.
     fn wanted(&self) -> Vec<String> {
         if !self.targets.is_empty() {
             return self.targets.clone();
         }
-        let long = self.all.then_some(LONG_TARGET);
+        let long = LONG_TARGETS.into_iter().filter(|_| self.all);
         TARGETS.into_iter().chain(long).map(str::to_owned).collect()
     }
 }
@@ -139,7 +126,7 @@ pub fn run(arguments: &Arguments) -> Result<Tally> {
                 .flat_map(|name| ["--skip".to_owned(), (*name).to_owned()])
                 .collect()
         },
-        timeout: if wanted.iter().any(|target| target == LONG_TARGET) {
+        timeout: if wanted.iter().any(|it| LONG_TARGETS.contains(&it.as_str())) {
             LONG_TIMEOUT
         } else {
             TIMEOUT
@@ -166,14 +153,9 @@ pub fn run(arguments: &Arguments) -> Result<Tally> {
         let Some(line) = found.or(lines.first()) else {
             continue;
         };
-        let mut tests = call.tests.clone();
-        if arguments.is_plain() && !runs_legacy(line, cgroup) {
-            tests.retain(|path| super::test_name(path) != LEGACY);
-        }
         calls.push(super::Arguments {
             kernels: vec![line.clone()],
             cgroup,
-            tests,
             // A kernel that is not there is reported as skipped; it needs nothing.
             files: if found.is_some() {
                 files(line, cgroup)?
@@ -217,10 +199,6 @@ fn without_accounting(
         test_arguments: vec![tests.to_owned()],
         ..call.clone()
     }))
-}
-
-fn runs_legacy(line: &Line, cgroup: Cgroup) -> bool {
-    LEGACY_ON.contains(&(line.to_string().as_str(), cgroup))
 }
 
 /// What a machine gets: type information of another kernel, and the module where it was built.
@@ -337,14 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn the_kernel_with_the_module_runs_the_tests_that_load_it() {
-        let line: Line = MODULE_FOR.0.parse().expect("a line");
-        assert!(runs_legacy(&line, Cgroup::V1));
-        assert!(!runs_legacy(&line, Cgroup::V2));
-    }
-
-    #[test]
-    fn slab_is_for_those_who_ask_for_all_or_for_it() {
+    fn what_takes_long_is_for_those_who_ask_for_all_or_for_it() {
         let wanted = |all, targets: &[&str]| {
             Arguments {
                 all,
