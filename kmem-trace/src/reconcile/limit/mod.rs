@@ -118,13 +118,23 @@ pub fn explain(record: &LimitRecord, kernel: &Kernel) -> Explained {
     };
     let file = file_of(record);
     let find = |limits: &[u64]| file.and_then(|file| kernel.bytes(limits[file.limit]));
+    let new_bytes = find(&record.after);
+    let none = unlimited(kernel.unit, kernel.page_bytes);
+    let value = value.map(|value| match new_bytes {
+        // Of digits too large for 64 bits older kernels keep what is left; 7.3.4 takes the most there is.
+        Some(new) if value.wrapped && new == none => Value {
+            bytes: none,
+            ..value
+        },
+        _ => value,
+    });
     let write = Write {
         record,
         kernel,
         file,
         value,
         old_bytes: find(&record.before),
-        new_bytes: find(&record.after),
+        new_bytes,
         usage_bytes: file.and_then(|file| kernel.bytes(record.usage[file.slot])),
     };
     let sentences = if record.result < 0 {

@@ -127,6 +127,15 @@ fn rounding_is_said_when_it_happened() {
         "{:?}",
         explain(&record, &V2)
     );
+    let mut saturated = moved("memory.max", "99999999999999999999999", SLOT_MEMORY, 2);
+    saturated.before[SLOT_MEMORY] = 1;
+    saturated.after[SLOT_MEMORY] = MAX_PAGES;
+    let explained = explain(&saturated, &V2);
+    assert_eq!(explained.value_bytes, Some(NO_LIMIT));
+    assert_eq!(
+        explained.why,
+        "too large for 64 bits: the kernel was left with no limit"
+    );
     let explained = explain(&moved("memory.max", "", SLOT_MEMORY, 0), &V2);
     assert_eq!(explained.why, "a text without digits is 0");
 }

@@ -10,7 +10,8 @@ pub struct Value {
     pub bytes: u64,
     /// What the text says, before rounding; `None` for the word that means no limit.
     pub asked_bytes: Option<u64>,
-    /// Digits or suffix were too large for 64 bits: the kernel went on with what was left of them.
+    /// Digits or suffix were too large for 64 bits: what is left of them, as kernels before 7.3.4 go on
+    /// with.
     pub wrapped: bool,
 }
 
@@ -134,7 +135,7 @@ mod tests {
 
     #[test]
     fn texts_become_what_kernels_made_of_them() {
-        // As 5.10, 6.1, 6.12 and 7.3 read back after the write.
+        // As 5.10, 6.1, 6.12 and 7.0 read back after the write.
         for (text, became) in [
             ("0\n", Some(0)),
             ("10000", Some(8192)),
