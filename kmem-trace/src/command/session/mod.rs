@@ -407,6 +407,9 @@ impl Session {
         let mut programs: Vec<_> = self.attached.stats().iter().filter_map(ran).collect();
         programs.sort_by_key(|program| std::cmp::Reverse(program.run_ns));
         let measured = programs.iter().any(|program| program.runs > 0);
+        if !measured {
+            programs.clear();
+        }
         let sum = |of: fn(&ProgramCost) -> u64| programs.iter().map(of).sum();
         SelfCost {
             bpf_run_ns: measured.then(|| sum(|program| program.run_ns)),
