@@ -31,7 +31,7 @@ use crate::{
     context::{BH_DISABLED, IN_HARDIRQ_HANDLER, SERVING_SOFTIRQ, context},
     maps::{switched, tally},
     owner::{asking, former, is_inherited, named},
-    read::{config, peek, peek_half},
+    read::{attributes, config, peek, peek_half},
     slab::Object,
     slab_page::{memory_map, objcg_of, payer_of, slab_of},
     slab_sums::count,
@@ -55,12 +55,6 @@ pub static LISTENER: PerCpuArray<[u64; 2]> = PerCpuArray::with_max_entries(1, 0)
 const REMEMBERED_CACHES: u32 = 4096;
 /// `PF_KTHREAD` (include/linux/sched.h).
 const PF_KTHREAD: u32 = 0x0020_0000;
-
-/// Whether slab is attributed, for which objects have to be read.
-#[inline(always)]
-pub fn attributes() -> bool {
-    config!(attribute_slab) == 1 && config!(can_read) == 1
-}
 
 /// Why nobody was charged, by what the charge path itself looks at
 /// (`memcg_slab_pre_alloc_hook`, `current_obj_cgroup`).

@@ -18,7 +18,7 @@ use kmem_trace_ebpf::{
 
 use crate::{
     maps::tally,
-    read::{config, member, read_bytes},
+    read::{config, member, word_at},
     slab::{Object, slab_event},
 };
 
@@ -49,14 +49,10 @@ pub extern "C" fn slab_object(address: u64, cache: u64, call_site: u64, how: u64
 }
 
 /// Argument `n`, read rather than loaded: no verifier hands a pointer whose type it knows to a
-/// function of numbers, and older ones load no pointer to a pointer at all. Zeroed where it cannot
-/// be read, and no branch on that: each would double what the verifier has to walk.
+/// function of numbers, and older ones load no pointer to a pointer at all.
 #[inline(always)]
 fn argument(ctx: u64, n: u32) -> u64 {
-    let mut value = 0u64;
-    let at = ctx.wrapping_add(u64::from(n) * 8);
-    let _ = unsafe { read_bytes((&raw mut value).cast(), 8, at as *const _) };
-    value
+    word_at(ctx.wrapping_add(u64::from(n) * 8)).0
 }
 
 #[inline(always)]
@@ -74,12 +70,8 @@ fn each(array: u64, count: u32, cache: u64, call_site: u64, how: u64) {
         if place >= count {
             break;
         }
-        // Zeroed where it cannot be read.
-        let mut object = 0u64;
-        let at = array.wrapping_add(u64::from(place) * 8);
-        let result = unsafe { read_bytes((&raw mut object).cast(), 8, at as *const _) };
-        // Below zero: the top bit.
-        unread += (result as u64) >> 63;
+        let (object, failed) = word_at(array.wrapping_add(u64::from(place) * 8));
+        unread += failed;
         slab_object(object, cache, call_site, how);
         place += 1;
     }

@@ -236,7 +236,7 @@ pub struct Config {
     pub stream_limits: u32,
     /// Wake userspace when this many bytes wait in a ring.
     pub wake_bytes: u32,
-    /// CPU number → its ring: rings − 1, a power of two less one, at most [`RINGS`] − 1.
+    /// CPU number → its ring: rings − 1, a power of two less one, at most 3.
     pub rings_mask: u32,
 
     // --- totals ---

@@ -8,7 +8,7 @@ use kmem_trace_ebpf::{
 
 use crate::{
     maps::{CGROUPS, place, tally},
-    read::{config, member, number, read_bytes, typed},
+    read::{config, member, number, typed, word_at},
 };
 
 /// Deeper than any cgroup lies: what claims to be deeper is no cgroup.
@@ -168,10 +168,7 @@ extern "C" fn note_ancestors(memcg: u64, cgroup_id: u64) -> u64 {
     let mut counter = memcg.wrapping_add(u64::from(memory));
     let mut depth = 0;
     while depth < ANCESTRY_DEPTH {
-        // Zeroed where it cannot be read.
-        let mut parent = 0u64;
-        let at = counter.wrapping_add(u64::from(up)) as *const core::ffi::c_void;
-        let _ = unsafe { read_bytes((&raw mut parent).cast(), 8, at) };
+        let (parent, _) = word_at(counter.wrapping_add(u64::from(up)));
         id = note_parent(id, parent, depth as u64);
         if id == 0 {
             return 0;

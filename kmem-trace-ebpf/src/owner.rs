@@ -15,9 +15,8 @@ use kmem_trace_ebpf::{
 };
 
 use crate::{
-    attribution::attributes,
     maps::tally,
-    read::{config, peek, peek_half},
+    read::{attributes, config, peek, peek_half},
 };
 
 /// Address of a `struct obj_cgroup` → the removed cgroup that it was made for. An address that is

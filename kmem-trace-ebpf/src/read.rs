@@ -1,20 +1,20 @@
 //! The one way to read: kernel memory, constants of the kernel, and the context of a program.
 
-use core::arch::asm;
+use core::{arch::asm, ffi::c_void};
 
 use aya_ebpf::bindings::pt_regs;
+#[cfg(feature = "old")]
+use aya_ebpf::helpers::generated::bpf_probe_read as read_bytes;
+#[cfg(not(feature = "old"))]
+use aya_ebpf::helpers::generated::bpf_probe_read_kernel as read_bytes;
 /// The helper that reads kernel memory; before 5.5 there is one for all memory.
 #[cfg(feature = "old")]
 pub use aya_ebpf::helpers::{
-    bpf_probe_read as read_kernel,
-    generated::{bpf_probe_read as read_bytes, bpf_probe_read_str as read_kernel_str},
+    bpf_probe_read as read_kernel, generated::bpf_probe_read_str as read_kernel_str,
 };
 #[cfg(not(feature = "old"))]
 pub use aya_ebpf::helpers::{
-    bpf_probe_read_kernel as read_kernel,
-    generated::{
-        bpf_probe_read_kernel as read_bytes, bpf_probe_read_kernel_str as read_kernel_str,
-    },
+    bpf_probe_read_kernel as read_kernel, generated::bpf_probe_read_kernel_str as read_kernel_str,
 };
 use kmem_trace_ebpf::config::{ABSENT, Config};
 
@@ -37,6 +37,13 @@ macro_rules! config {
 }
 pub(crate) use config;
 
+/// Whether slab is attributed, for which objects have to be read.
+#[cfg(not(feature = "old"))]
+#[inline(always)]
+pub fn attributes() -> bool {
+    config!(attribute_slab) == 1 && config!(can_read) == 1
+}
+
 /// Reads the member at `offset` of the kernel object at `base`. `None` where this kernel has no
 /// such member or the address cannot be read.
 #[inline(always)]
@@ -48,11 +55,21 @@ pub fn member<T>(base: u64, offset: u32) -> Option<T> {
     unsafe { read_kernel(address) }.ok()
 }
 
+/// Eight bytes of kernel memory, 0 where they cannot be read, and 1 where that is so. Nothing branches
+/// on it: in a loop, or on the way to one, each branch would double what the verifier has to walk.
+#[inline(always)]
+pub fn word_at(address: u64) -> (u64, u64) {
+    let mut value = 0u64;
+    let result = unsafe { read_bytes((&raw mut value).cast(), 8, address as *const c_void) };
+    // Below zero: the top bit.
+    (value, (result as u64) >> 63)
+}
+
 /// The same value, of which the verifier does not know that it is a pointer: no global function
 /// takes one. Where it is on the stack, it is read as any kernel memory is.
 #[inline(always)]
 pub fn number(pointer: u64) -> u64 {
-    member(&raw const pointer as u64, 0).unwrap_or(0)
+    word_at(&raw const pointer as u64).0
 }
 
 /// A function of the kernel (`bpf_rdonly_cast`) by a number that no helper has: userspace puts the

@@ -7,9 +7,9 @@ use kmem_trace_ebpf::{
 };
 
 use crate::{
-    attribution::{Asked, attributes, moved},
+    attribution::{Asked, moved},
     maps::{header, reserve, submit, switched},
-    read::{config, member, read_kernel_str},
+    read::{attributes, config, member, read_kernel_str},
 };
 
 /// What a slab tracepoint says of an object.

@@ -3,10 +3,7 @@
 use aya_ebpf::{macros::map, maps::Array};
 use kmem_trace_ebpf::config::ABSENT;
 
-use crate::{
-    attribution::attributes,
-    read::{config, member, peek, peek_half},
-};
+use crate::read::{attributes, config, member, peek, peek_half};
 
 /// `vmemmap_base` less what `page_offset_base` contributes to it; 0 until known.
 #[map]

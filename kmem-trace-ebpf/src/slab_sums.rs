@@ -12,9 +12,8 @@ use kmem_trace_ebpf::{
 };
 
 use crate::{
-    attribution::attributes,
     maps::{add, own_copy, take, tally},
-    read::{config, member, read_kernel_str},
+    read::{attributes, config, member, read_kernel_str},
 };
 
 /// Payer, asker, cache, call site and cause → place of their sums. These four sized by userspace.

@@ -30,7 +30,7 @@ use super::{
     recycling,
     site::AllSites,
     stats::{self, ProgramStats},
-    table::{Hook, Place},
+    table::{Candidate, Hook, Place},
     trial, verify,
 };
 
@@ -113,6 +113,29 @@ pub struct Refused {
     pub hook: Hook,
     /// The function takes no fentry or fexit program, whatever the program.
     pub closed: bool,
+}
+
+impl Refused {
+    /// Of the candidate that a role's plan chose, one of whose hooks the kernel refused.
+    pub(super) fn new(
+        role: &'static str,
+        (candidate, chosen): (usize, &Candidate),
+        hook: &Hook,
+        why: &str,
+        closed: bool,
+    ) -> Self {
+        Self {
+            role,
+            candidate,
+            why: format!(
+                "{} refused on {}: {why}",
+                chosen.mechanism.name(),
+                hook.symbol
+            ),
+            hook: *hook,
+            closed,
+        }
+    }
 }
 
 /// A program was loaded, and the kernel did not let it onto its function.
@@ -217,8 +240,6 @@ pub fn attach(plan: &Plan, config: &Config, wanted: &Wanted<'_>) -> Result<Attac
         loader.load(&object.bytes(plan.cast))
     })
     .map_err(|error| anyhow!("the kernel did not take the BPF maps: {}", cause(&error)))?;
-    // While all of them are open: some are needed by the programs alone.
-    let map_bytes = own::bpf_map_bytes();
     let unchecked = verify::offsets_hold(&mut ebpf, config, lacking)
         .map_err(|why| anyhow!(why))?
         .err();
@@ -230,6 +251,8 @@ pub fn attach(plan: &Plan, config: &Config, wanted: &Wanted<'_>) -> Result<Attac
             taken: Vec::new(),
         });
     }
+    // While all of them are open: some are needed by the programs alone.
+    let map_bytes = own::bpf_map_bytes();
     recycling::load(&mut ebpf, lacking);
     recycling::fill(&mut ebpf, recycling::FREE, sizes.cgroups)?;
     if object == Object::Newest {
@@ -245,10 +268,10 @@ pub fn attach(plan: &Plan, config: &Config, wanted: &Wanted<'_>) -> Result<Attac
     let mut refused: Vec<Refused> = Vec::new();
     let mut refused_hooks: Vec<(Hook, String, bool)> = Vec::new();
     for resolved in &wanted {
-        let Some((index, candidate)) = resolved.choice else {
+        let Some(choice) = resolved.choice else {
             continue;
         };
-        for hook in candidate.hooks {
+        for hook in choice.1.hooks {
             // Two roles may be served by one hook.
             if placed.contains(hook) {
                 continue;
@@ -260,17 +283,8 @@ pub fn attach(plan: &Plan, config: &Config, wanted: &Wanted<'_>) -> Result<Attac
                     .map_err(|error| (format!("{error:#}"), error.is::<Closed>())),
             };
             if let Err((why, closed)) = outcome {
-                refused.push(Refused {
-                    role: resolved.role.name,
-                    candidate: index,
-                    why: format!(
-                        "{} refused on {}: {why}",
-                        candidate.mechanism.name(),
-                        hook.symbol
-                    ),
-                    hook: *hook,
-                    closed,
-                });
+                let role = resolved.role.name;
+                refused.push(Refused::new(role, choice, hook, &why, closed));
                 refused_hooks.push((*hook, why, closed));
                 break;
             }

@@ -520,9 +520,8 @@ pub fn symbols_wanted() -> Vec<String> {
     let mut wanted: Vec<String> = ["memory_cgrp_subsys", "vmemmap_base", "page_offset_base"]
         .map(str::to_owned)
         .to_vec();
-    wanted.extend(context::SYMBOLS.iter().map(|name| (*name).to_owned()));
-    wanted.extend(memcg_stat::SYMBOLS.iter().map(|name| (*name).to_owned()));
-    wanted.extend(RETURN_THUNKS.iter().map(|name| (*name).to_owned()));
+    let others = context::SYMBOLS.iter().chain(&memcg_stat::SYMBOLS);
+    wanted.extend(others.chain(RETURN_THUNKS).map(|name| (*name).to_owned()));
     for hook in table::hooks() {
         let name = match hook.place {
             Place::Tracepoint(_) | Place::BtfTracepoint(_) => continue,

@@ -55,6 +55,13 @@ pub struct Hook {
     pub place: Place,
 }
 
+impl Hook {
+    /// Whether it is a fentry or fexit program's.
+    pub fn is_on_function(&self) -> bool {
+        matches!(self.place, Place::Fentry | Place::Fexit)
+    }
+}
+
 /// Something a candidate cannot do without, beyond its symbols.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Need {

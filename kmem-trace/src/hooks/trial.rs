@@ -12,7 +12,6 @@ use aya::{
 use super::{
     attach::{Refused, refusal},
     plan::Resolved,
-    table::Place,
 };
 
 /// Does nothing, so that a refusal is none of its own fault.
@@ -28,29 +27,18 @@ pub(super) fn refused(ebpf: &mut Ebpf, wanted: &[&Resolved], btf: Option<&Btf>) 
     };
     let mut all: Vec<Refused> = Vec::new();
     for resolved in wanted {
-        let Some((candidate, chosen)) = resolved.choice else {
+        let Some(choice) = resolved.choice else {
             continue;
         };
-        for hook in chosen.hooks {
-            let on_function = matches!(hook.place, Place::Fentry | Place::Fexit);
-            if !on_function || all.iter().any(|tried| tried.hook.symbol == hook.symbol) {
+        for hook in choice.1.hooks {
+            if !hook.is_on_function() || all.iter().any(|tried| tried.hook.symbol == hook.symbol) {
                 continue;
             }
             let Err(error) = load(ebpf, hook.symbol, btf) else {
                 return Vec::new();
             };
-            all.push(Refused {
-                role: resolved.role.name,
-                candidate,
-                why: format!(
-                    "{} refused on {}: {}",
-                    chosen.mechanism.name(),
-                    hook.symbol,
-                    refusal(&error)
-                ),
-                hook: *hook,
-                closed: false,
-            });
+            let why = refusal(&error);
+            all.push(Refused::new(resolved.role.name, choice, hook, &why, false));
             if all.len() == TRIED {
                 return all;
             }

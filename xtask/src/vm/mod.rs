@@ -93,7 +93,7 @@ impl Default for Arguments {
     }
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, ValueEnum)]
 pub enum Cgroup {
     Auto,
     V1,

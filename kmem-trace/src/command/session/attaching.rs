@@ -19,7 +19,7 @@ use crate::hooks::{
     inspect::Inspection,
     loader, pairs,
     plan::Plan,
-    table::{Hook, Place, ROLES},
+    table::{Hook, ROLES},
     verify,
 };
 
@@ -95,29 +95,25 @@ pub fn attach_best(inspection: &Inspection, request: &Request) -> Result<(Plan, 
     }
 }
 
-fn on_function(hook: &Hook) -> bool {
-    matches!(hook.place, Place::Fentry | Place::Fexit)
-}
-
 /// Whether the kernel loads no fentry or fexit program for any function. Of one, it may be the
 /// function's own fault.
 fn takes_no_function(all: &[Refused], taken: &[Hook]) -> bool {
     let not_loaded: HashSet<&str> = all
         .iter()
-        .filter(|refused| on_function(&refused.hook) && !refused.closed)
+        .filter(|refused| refused.hook.is_on_function() && !refused.closed)
         .map(|refused| refused.hook.symbol)
         .collect();
-    not_loaded.len() > 1 && !taken.iter().any(on_function)
+    not_loaded.len() > 1 && !taken.iter().any(Hook::is_on_function)
 }
 
 /// The candidates that a refusal is true of as well, and need not be tried.
 fn same_fate(refused: &Refused, no_function: bool) -> impl Iterator<Item = (&'static str, usize)> {
     let symbol = refused.hook.symbol;
-    let every = no_function && on_function(&refused.hook);
+    let every = no_function && refused.hook.is_on_function();
     let closed = refused.closed;
     ROLES.iter().flat_map(move |role| {
         let too =
-            move |hook: &Hook| on_function(hook) && (every || closed && hook.symbol == symbol);
+            move |hook: &Hook| hook.is_on_function() && (every || closed && hook.symbol == symbol);
         role.candidates
             .iter()
             .enumerate()

@@ -50,10 +50,8 @@ impl Session {
             Hierarchy::V2 => Counters::Files,
             Hierarchy::V1 => {
                 let btf = self.inspection.btf.as_ref().map_err(ToString::to_string);
-                let symbols = &self.inspection.symbols;
-                match btf
-                    .and_then(|btf| MemcgStat::open(btf, Some(symbols), &self.request.forbidden))
-                {
+                let (allowed, symbols) = (&self.inspection.allowed, &self.inspection.symbols);
+                match btf.and_then(|btf| MemcgStat::open(btf, allowed, Some(symbols))) {
                     Ok(stat) => Counters::Own(Box::new(stat)),
                     Err(why) => Counters::No(why),
                 }

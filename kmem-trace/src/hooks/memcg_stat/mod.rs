@@ -27,7 +27,6 @@ use super::{
 };
 use crate::kernel::{
     btf::KernelBtf,
-    security,
     symbols::{self, Symbols},
 };
 
@@ -58,8 +57,8 @@ impl MemcgStat {
     /// types do not show.
     pub fn open(
         btf: &KernelBtf,
+        allowed: &Allowed,
         known: Option<&Symbols>,
-        forbidden: &[Feature],
     ) -> Result<Self, String> {
         let Places {
             config,
@@ -67,9 +66,7 @@ impl MemcgStat {
             numbers,
             counters,
         } = places::resolve(btf)?;
-        // Only the verdict on reads counts, which needs neither types nor tracefs.
-        let allowed = Allowed::probe(security::lockdown(), true, Ok(()), forbidden);
-        allowed.reads?;
+        allowed.reads.clone()?;
         if !runs_on_request(&allowed.lacking) {
             return Err(NOT_ON_REQUEST.to_owned());
         }
