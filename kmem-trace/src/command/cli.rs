@@ -123,6 +123,10 @@ pub struct Common {
     /// Rings for the records, to test what many CPUs get.
     #[arg(long, hide = true, value_parser = rings)]
     pub rings: Option<u32>,
+    /// Begin the figures this long after attaching: tests empty meanwhile what loading left on
+    /// per-CPU lists.
+    #[arg(long, hide = true, default_value = "20ms", value_parser = duration)]
+    pub settle: Duration,
     /// Do without what an old kernel lacks, to test what comes in its place.
     #[arg(long, hide = true, value_delimiter = ',')]
     pub forbid: Vec<Feature>,

@@ -118,6 +118,7 @@ fn tried(
         log_level: 0,
         bpf_stats: false,
         may_step_down: false,
+        settle: std::time::Duration::ZERO,
         strike: strike.clone(),
         forbidden: args.forbid.clone(),
     };

@@ -163,6 +163,7 @@ impl<'a> Trace<'a> {
             may_step_down: common.max_overhead.is_some(),
             strike: struck(&common.strike)?,
             forbidden: common.forbid.clone(),
+            settle: common.settle,
         })
         .await?;
         if common.verbose >= 2

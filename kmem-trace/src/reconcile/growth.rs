@@ -178,6 +178,7 @@ mod tests {
             allocated_bytes: bytes.unsigned_abs(),
             freed_bytes: 0,
             coverage: None,
+            coverage_bound: None,
         }
     }
 

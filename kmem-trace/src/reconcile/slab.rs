@@ -1,8 +1,8 @@
 //! Slab by events against the kernel's own figures, and what to say of it. Pure.
 //!
 //! What a cache's slabs hold beyond its objects is taken from `/proc/slabinfo`, which counts objects
-//! on per-CPU lists as in use; so the node's sum is right but for those, and for what came or went
-//! without an event.
+//! on per-CPU lists as in use; so the node's sum is right but for those, of which it is known how
+//! many there may be, and for what came or went without an event.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -44,6 +44,9 @@ pub struct SlabLine {
     /// Our change in live objects of this cache, over all cgroups, by the kernel's; for caches
     /// that moved by more than 1 MiB.
     pub coverage: Option<f64>,
+    /// How far off `coverage` may be for what lies on per-CPU lists; `None` where the kernel does not
+    /// say what does.
+    pub coverage_bound: Option<f64>,
 }
 
 /// How a figure of what came less what went is to be read.
@@ -182,6 +185,9 @@ pub struct NodeLine {
     pub unseen_bytes: i64,
     /// What is left.
     pub residual_bytes: i64,
+    /// How much of what is left may be free objects on per-CPU lists, when the trace began or now,
+    /// which slabinfo counts as in use; `None` where the kernel does not say what lies there.
+    pub residual_bound_bytes: Option<u64>,
     pub unseen: Vec<UnseenLine>,
     /// Slab events that are in none of these.
     pub lost: SlabLost,
@@ -236,6 +242,8 @@ pub struct SlabFigures {
     /// `Slab` of `/proc/meminfo`.
     pub slab_bytes: u64,
     pub caches: Vec<SlabCache>,
+    /// Free objects that may lie on per-CPU lists, by cache name.
+    pub on_lists: HashMap<String, u64>,
     pub page_bytes: u64,
 }
 
@@ -261,13 +269,35 @@ impl SlabFigures {
         }
         active
     }
+
+    /// Bytes of all that may lie on per-CPU lists; `None` where that is not known of every cache.
+    fn on_lists_bytes(&self) -> Option<u64> {
+        self.caches
+            .iter()
+            .map(|cache| Some(self.on_lists.get(&cache.name)? * cache.object_bytes))
+            .sum()
+    }
+}
+
+/// The larger of two, where both are known: what was on lists and is on lists may be off by no more,
+/// one way or the other.
+fn larger(before: Option<u64>, now: Option<u64>) -> Option<u64> {
+    Some(before?.max(now?))
+}
+
+/// Of a cache that moved by more than 1 MiB.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Covered {
+    /// Change by events ÷ change by slabinfo.
+    pub share: f64,
+    /// See [`SlabLine::coverage_bound`].
+    pub bound: Option<f64>,
 }
 
 /// Events and slabinfo side by side.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Coverage {
-    /// Change by events ÷ change by slabinfo, of caches that moved by more than 1 MiB.
-    pub by_cache: HashMap<String, f64>,
+    pub by_cache: HashMap<String, Covered>,
     /// Caches where the two differ by more than 1 MiB, the largest first.
     pub unseen: Vec<UnseenLine>,
 }
@@ -278,15 +308,19 @@ pub fn coverage(
     before: &SlabFigures,
     now: &SlabFigures,
 ) -> Coverage {
-    let before = before.active();
+    let active_before = before.active();
     let mut found = Coverage::default();
     for (name, (active, object_bytes)) in now.active() {
-        let moved = active - before.get(name).map_or(0, |(active, _)| *active);
+        let moved = active - active_before.get(name).map_or(0, |(active, _)| *active);
         let seen = by_events.get(name).copied().unwrap_or(0);
         if moved.unsigned_abs() * object_bytes >= WORTH_COMPARING_BYTES {
-            found
-                .by_cache
-                .insert(name.to_owned(), seen as f64 / moved as f64);
+            let on_lists = |figures: &SlabFigures| figures.on_lists.get(name).copied();
+            let covered = Covered {
+                share: seen as f64 / moved as f64,
+                bound: larger(on_lists(before), on_lists(now))
+                    .map(|objects| objects as f64 / moved.unsigned_abs() as f64),
+            };
+            found.by_cache.insert(name.to_owned(), covered);
         }
         let objects = moved - seen;
         if objects.unsigned_abs() * object_bytes >= WORTH_COMPARING_BYTES {
@@ -323,6 +357,7 @@ pub fn node(
         overhead_bytes,
         unseen_bytes,
         residual_bytes: slab_delta_bytes - explained,
+        residual_bound_bytes: larger(before.on_lists_bytes(), now.on_lists_bytes()),
         unseen,
         lost: SlabLost::default(),
         ..NodeLine::default()
@@ -504,6 +539,7 @@ mod tests {
         SlabFigures {
             slab_bytes,
             caches,
+            on_lists: HashMap::new(),
             page_bytes: 4096,
         }
     }
@@ -520,6 +556,7 @@ mod tests {
             allocated_bytes: bytes.unsigned_abs(),
             freed_bytes: 0,
             coverage: None,
+            coverage_bound: None,
         }
     }
 
@@ -538,7 +575,8 @@ mod tests {
         );
         let events = HashMap::from([("TCP".to_owned(), 990), ("dentry".to_owned(), 10)]);
         let found = coverage(&events, &before, &now);
-        assert!((found.by_cache["TCP"] - 0.99).abs() < 1e-9);
+        assert!((found.by_cache["TCP"].share - 0.99).abs() < 1e-9);
+        assert_eq!(found.by_cache["TCP"].bound, None);
         assert_eq!(
             found.unseen,
             [UnseenLine {
@@ -547,6 +585,33 @@ mod tests {
                 bytes: 9990 * 200
             }]
         );
+    }
+
+    #[test]
+    fn what_lies_on_lists_bounds_coverage_and_what_is_left() {
+        let with = |caches, on_lists: &[(&str, u64)]| SlabFigures {
+            on_lists: on_lists
+                .iter()
+                .map(|(name, objects)| ((*name).to_owned(), *objects))
+                .collect(),
+            ..figures(0, caches)
+        };
+        let before = || vec![cache("TCP", 10, 2048, 5), cache("pid", 0, 128, 0)];
+        let now = || vec![cache("TCP", 1010, 2048, 505), cache("pid", 0, 128, 0)];
+        let events = HashMap::from([("TCP".to_owned(), 990)]);
+        let lists = [("TCP", 40), ("pid", 30)];
+        let fewer = [("TCP", 20), ("pid", 60)];
+        let (then, since) = (with(before(), &lists), with(now(), &fewer));
+        let covered = coverage(&events, &then, &since).by_cache["TCP"];
+        assert_eq!(covered.bound, Some(0.04));
+        let bound = |then: &SlabFigures, since: &SlabFigures| {
+            node(NodeBytes::default(), then, since, Vec::new()).residual_bound_bytes
+        };
+        assert_eq!(bound(&then, &since), Some(40 * 2048 + 30 * 128));
+        // Of one cache nothing is known, or of one moment.
+        let part = with(now(), &lists[..1]);
+        assert_eq!(bound(&then, &part), None);
+        assert_eq!(bound(&part, &since), None);
     }
 
     #[test]

@@ -67,13 +67,18 @@ pub fn report(out: &mut impl Write, slab: &SlabReport) -> io::Result<()> {
         "node: Slab since start",
         node.slab_delta_bytes,
         &format!(
-            "= here {} + others {} + large kmallocs {} + page overhead {} + without an event {} + unexplained {}",
+            "= here {} + others {} + large kmallocs {} + page overhead {} + without an event {} + unexplained {}{}",
             plain(made),
             plain(node.other_cgroups_bytes),
             plain(node.large_kmalloc_bytes),
             plain(node.overhead_bytes),
             plain(node.unseen_bytes),
-            plain(node.residual_bytes)
+            plain(node.residual_bytes),
+            node.residual_bound_bytes
+                .map_or_else(String::new, |bound| format!(
+                    " (free objects on per-CPU lists: up to {})",
+                    human(bound)
+                ))
         ),
     )?;
     for unseen in node.unseen.iter().take(3) {
@@ -185,8 +190,11 @@ fn rows(
             remark.push_str(call_site);
         }
         if let Some(coverage) = line.coverage {
+            let bound = line
+                .coverage_bound
+                .map_or_else(String::new, |bound| format!(" ± {:.1}", bound * 100.0));
             remark.push_str(&format!(
-                "  [{:.1} % of slabinfo's change]",
+                "  [{:.1}{bound} % of slabinfo's change]",
                 coverage * 100.0
             ));
         }

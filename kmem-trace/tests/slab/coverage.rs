@@ -20,6 +20,7 @@ use crate::{
         cgroup::{self, Cgroup},
         lines::number,
         load, machine,
+        tracer::Tracer,
     },
 };
 
@@ -84,6 +85,7 @@ struct Cache {
     /// Objects that count as in use whether they are or not, as a CPU that has not been idle since
     /// caches were shrunk has them at hand: those of the slab that it takes next (mm/slub.c).
     on_cpus: f64,
+    has_sheaves: bool,
 }
 
 impl Cache {
@@ -100,6 +102,7 @@ impl Cache {
         Self {
             name: name.to_owned(),
             on_cpus: cpus * of_slab,
+            has_sheaves: number("sheaf_capacity").is_some_and(|capacity| capacity > 0.0),
         }
     }
 }
@@ -154,8 +157,11 @@ fn assert_told(what: &str, slab: &Slab, before: &Objects, after: &Objects) {
         let apart = (coverage - 1.0).abs();
         let cache = Cache::of(line["cache"].as_str().expect("a name"));
         let moved = (after[&cache.name] - before.get(&cache.name).unwrap_or(&0.0)).abs();
-        // Where a list on a CPU may be more than the bar, it is the bar.
-        let bar = (cache.on_cpus / moved).max(BAR);
+        // Where a list on a CPU may be more than the bar, it is the bar. What the program says lies on
+        // lists is counted, but for sheaves, of which it knows how many there may be.
+        let said = line["coverage_bound"].as_f64().expect("SLUB shows lists");
+        let counted = if cache.has_sheaves { 0.0 } else { said };
+        let bar = (cache.on_cpus / moved).max(counted).max(BAR);
         if bar == BAR {
             compared += 1;
         }
@@ -174,6 +180,12 @@ fn assert_told(what: &str, slab: &Slab, before: &Objects, after: &Objects) {
     );
 }
 
+/// A trace whose figures begin when what its own start left on per-CPU lists, some 100 to 350 KiB, has
+/// been taken from there by a [`Shrinker`].
+fn settled(parent: &Cgroup) -> Option<Tracer> {
+    tracer(&format!("-c {} -i 500ms --settle 4s", parent.name))
+}
+
 fn parent(what: &str) -> Cgroup {
     let name: String = what.chars().filter(char::is_ascii_alphanumeric).collect();
     Cgroup::top(&format!(
@@ -190,7 +202,7 @@ fn told_as_it_comes(words: &str) -> bool {
     }
     let parent = parent(words);
     let shrinker = Shrinker::start();
-    let Some(tracer) = tracer(&format!("-c {} -i 500ms", parent.name)) else {
+    let Some(tracer) = settled(&parent) else {
         return false;
     };
     let before = all_objects();
@@ -295,7 +307,7 @@ fn all_slab_that_goes_is_told_of() {
     let parent = parent("goes");
     let held = load::start(&parent, words);
     let shrinker = Shrinker::start();
-    let Some(tracer) = tracer(&format!("-c {} -i 500ms", parent.name)) else {
+    let Some(tracer) = settled(&parent) else {
         return;
     };
     let before = all_objects();
@@ -325,6 +337,7 @@ fn a_storm_of_forks_leaves_no_slab_that_no_event_explains() {
     }
     let parent = parent("forks");
     let shrinker = Shrinker::start();
+    // Not settled: forks fill the lists as the start does, and what is on both does not differ.
     let Some(tracer) = tracer(&format!("-c {} -i 500ms", parent.name)) else {
         return;
     };

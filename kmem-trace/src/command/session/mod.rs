@@ -85,6 +85,8 @@ pub struct Request {
     pub bpf_stats: bool,
     /// They are measured, and what costs too much is switched off.
     pub may_step_down: bool,
+    /// From attaching to the figures' beginning; no less than [`SETTLE`].
+    pub settle: Duration,
 }
 /// Longer than any page counter call takes: after it, none is under way that began before.
 const SETTLE: Duration = Duration::from_millis(20);
@@ -151,7 +153,7 @@ impl Session {
         };
         let (plan, attached) = attaching::attach_best(&inspection, &request)?;
         attaching::require_ledger(&plan)?;
-        let settled = tokio::time::Instant::now() + SETTLE;
+        let settled = tokio::time::Instant::now() + request.settle.max(SETTLE);
         let functions = match inspection.functions.take() {
             Some(parsing) if plan.slab => parsing.join().unwrap_or_default(),
             _ => callsite::Functions::default(),
@@ -190,6 +192,7 @@ impl Session {
             request,
         };
         session.look_around();
+        session.slab_prepare();
         tokio::time::sleep_until(settled).await;
         session.slab_begin();
         if session.plan.slab {

@@ -11,7 +11,10 @@ use kmem_trace_ebpf::{
 use super::Session;
 use crate::{
     hooks::{plan::Plan, table::Mechanism},
-    kernel::proc,
+    kernel::proc::{
+        self,
+        slab_lists::{self, Machine},
+    },
     ledger::slab::{self, SlabBook, SlabReading, SlabRow},
     reconcile::slab::{
         self as reconcile, CauseBytes, DeadLine, DeadTotals, Findings, SlabFigures, SlabLine,
@@ -35,9 +38,16 @@ pub(super) struct SlabStart {
 
 /// The kernel's slab figures now.
 fn figures() -> SlabFigures {
+    let slab_bytes = proc::meminfo().map(|node| node.slab_bytes).unwrap_or(0);
+    let caches = proc::slabinfo::read().unwrap_or_default();
+    let on_lists = Machine::here().map_or_else(
+        |_| HashMap::new(),
+        |here| slab_lists::at_most(&caches, here),
+    );
     SlabFigures {
-        slab_bytes: proc::meminfo().map(|node| node.slab_bytes).unwrap_or(0),
-        caches: proc::slabinfo::read().unwrap_or_default(),
+        slab_bytes,
+        caches,
+        on_lists,
         page_bytes: super::page_bytes(),
     }
 }
@@ -71,6 +81,14 @@ fn others(reading: &SlabReading) -> Vec<CauseBytes> {
 }
 
 impl Session {
+    /// Reads the figures once: inodes and dentries of the files that they are in are slab themselves,
+    /// 300 KiB of it, and have to be there before the figures begin.
+    pub(super) fn slab_prepare(&self) {
+        if self.plan.slab {
+            figures();
+        }
+    }
+
     /// Takes the figures that later ones are compared with.
     pub(super) fn slab_begin(&mut self) {
         if self.plan.slab {
@@ -174,8 +192,10 @@ impl Session {
             let cgroup = name::path(&self.tree.name(*id));
             let line = |row: &SlabRow| {
                 let cache = self.cache_name(row.cache);
+                let covered = coverage.by_cache.get(&cache);
                 SlabLine {
-                    coverage: coverage.by_cache.get(&cache).copied(),
+                    coverage: covered.map(|it| it.share),
+                    coverage_bound: covered.and_then(|it| it.bound),
                     cgroup: cgroup.clone(),
                     cache,
                     cause: slab::cause_name(row.cause),

@@ -4,6 +4,7 @@
 pub mod cpus;
 pub mod meminfo;
 pub mod own;
+pub mod slab_lists;
 pub mod slabinfo;
 pub mod system;
 
