@@ -14,6 +14,7 @@ use crate::{
     kernel::proc::{
         self,
         slab_lists::{self, Machine},
+        slabinfo::SlabCache,
     },
     ledger::slab::{self, SlabBook, SlabReading, SlabRow},
     reconcile::slab::{
@@ -36,20 +37,19 @@ pub(super) struct SlabStart {
     pub(super) reading: SlabReading,
 }
 
-/// The kernel's slab figures now.
+/// The kernel's slab figures now, but for what lies on lists.
 fn figures() -> SlabFigures {
-    let slab_bytes = proc::meminfo().map(|node| node.slab_bytes).unwrap_or(0);
-    let caches = proc::slabinfo::read().unwrap_or_default();
-    let on_lists = Machine::here().map_or_else(
-        |_| HashMap::new(),
-        |here| slab_lists::at_most(&caches, here),
-    );
     SlabFigures {
-        slab_bytes,
-        caches,
-        on_lists,
+        slab_bytes: proc::meminfo().map(|node| node.slab_bytes).unwrap_or(0),
+        caches: proc::slabinfo::read().unwrap_or_default(),
+        on_lists: HashMap::new(),
         page_bytes: super::page_bytes(),
     }
+}
+
+/// What may lie on lists now.
+fn on_lists(caches: &[SlabCache]) -> HashMap<String, u64> {
+    Machine::here().map_or_else(|_| HashMap::new(), |here| slab_lists::at_most(caches, here))
 }
 
 /// Bytes that came less those that went.
@@ -85,15 +85,21 @@ impl Session {
     /// 300 KiB of it, and have to be there before the figures begin.
     pub(super) fn slab_prepare(&self) {
         if self.plan.slab {
-            figures();
+            on_lists(&figures().caches);
         }
     }
 
     /// Takes the figures that later ones are compared with.
     pub(super) fn slab_begin(&mut self) {
         if self.plan.slab {
+            // First: what the kernel takes to open that many files goes a grace period later, and has
+            // to be in slabinfo's figure when the sums count its end.
+            let on_lists = on_lists(&figures().caches);
             self.slab_start = SlabStart {
-                figures: figures(),
+                figures: SlabFigures {
+                    on_lists,
+                    ..figures()
+                },
                 reading: self.slab_reading(),
             };
         }
@@ -133,7 +139,8 @@ impl Session {
         }
         let lost = self.slab_lost();
         let reading = slab::since(&self.slab_reading(), &self.slab_start.reading);
-        let now = figures();
+        let mut now = figures();
+        now.on_lists = on_lists(&now.caches);
         let books: Vec<(u64, SlabBook)> = self
             .request
             .targets
