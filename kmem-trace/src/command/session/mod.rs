@@ -192,7 +192,6 @@ impl Session {
             request,
         };
         session.look_around();
-        session.slab_prepare();
         tokio::time::sleep_until(settled).await;
         session.slab_begin();
         if session.plan.slab {

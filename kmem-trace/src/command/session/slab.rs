@@ -81,19 +81,12 @@ fn others(reading: &SlabReading) -> Vec<CauseBytes> {
 }
 
 impl Session {
-    /// Reads the figures once: inodes and dentries of the files that they are in are slab themselves,
-    /// 300 KiB of it, and have to be there before the figures begin.
-    pub(super) fn slab_prepare(&self) {
-        if self.plan.slab {
-            on_lists(&figures().caches);
-        }
-    }
-
     /// Takes the figures that later ones are compared with.
     pub(super) fn slab_begin(&mut self) {
         if self.plan.slab {
-            // First: what the kernel takes to open that many files goes a grace period later, and has
-            // to be in slabinfo's figure when the sums count its end.
+            // First: opening that many files takes slab, 300 KiB of inodes and dentries that stay and
+            // more that goes a grace period later. It has to be in slabinfo's figure when the sums
+            // begin.
             let on_lists = on_lists(&figures().caches);
             self.slab_start = SlabStart {
                 figures: SlabFigures {
