@@ -123,9 +123,16 @@ pub fn user_charged(ctx: Context, memcg: u64, pages: u32, gfp: u32, result: i32)
     }
 }
 
-/// A `memory.stat` item moved by `pages`; `items` says which items count in pages, by slot.
+/// A `memory.stat` item of `memcg`, 0 where an event does not hand it out, moved by `pages`.
 #[inline(always)]
-pub fn state_changed(ctx: Context, cgroup_id: u64, item: i32, pages: i32, lruvec: bool) {
+pub fn state_changed(
+    ctx: Context,
+    memcg: u64,
+    cgroup_id: u64,
+    item: i32,
+    pages: i32,
+    lruvec: bool,
+) {
     let mut group = 0;
     while group < 4 {
         let mut i = 0;
@@ -136,7 +143,7 @@ pub fn state_changed(ctx: Context, cgroup_id: u64, item: i32, pages: i32, lruvec
                 config!(state_items[group][i])
             };
             if wanted >= 0 && wanted == item {
-                count_state(cgroup_id, SLOT_STAT_ANON + group, pages);
+                count_state(memcg, cgroup_id, SLOT_STAT_ANON + group, pages);
             }
             i += 1;
         }
@@ -155,12 +162,16 @@ pub fn state_changed(ctx: Context, cgroup_id: u64, item: i32, pages: i32, lruvec
 }
 
 #[inline(always)]
-fn count_state(cgroup_id: u64, slot: usize, pages: i32) {
-    let Some((place, _)) = totals(cgroup_id) else {
+fn count_state(memcg: u64, cgroup_id: u64, slot: usize, pages: i32) {
+    let Some((place, new)) = totals(cgroup_id) else {
         tally(LOST_MAP_FULL + ROLE_STATE, 1);
         tally(LOST_PAGES, u64::from(pages.unsigned_abs()));
         return;
     };
+    // One that was gone before the trace began has no directory to tell below whom it is.
+    if new && memcg != 0 && config!(can_read) == 1 {
+        note_ancestry(memcg, cgroup_id);
+    }
     let amount = u64::from(pages.unsigned_abs());
     unsafe {
         let sums = if pages < 0 {

@@ -328,6 +328,7 @@ pub fn tp_memcg_state(ctx: TracePointContext) -> u32 {
     let ctx = context.cast_const().cast();
     state_changed(
         context,
+        0,
         field_u64(ctx, config!(memcg_state_id)),
         field_u32(ctx, config!(memcg_state_item)) as i32,
         field_u32(ctx, config!(memcg_state_val)) as i32,
@@ -342,6 +343,7 @@ pub fn tp_memcg_lruvec_state(ctx: TracePointContext) -> u32 {
     let ctx = context.cast_const().cast();
     state_changed(
         context,
+        0,
         field_u64(ctx, config!(memcg_lruvec_id)),
         field_u32(ctx, config!(memcg_lruvec_item)) as i32,
         field_u32(ctx, config!(memcg_lruvec_val)) as i32,
@@ -421,7 +423,8 @@ pub fn tp_cgroup_attach_task(ctx: TracePointContext) -> u32 {
 fn typed_state(ctx: BtfTracePointContext, lruvec: bool) -> i32 {
     let memcg: *const u8 = ctx.arg(0);
     let (item, pages) = (ctx.arg::<i32>(1), ctx.arg::<i32>(2));
-    state_changed(ctx.as_ptr(), typed_id(memcg), item, pages, lruvec);
+    let id = typed_id(memcg);
+    state_changed(ctx.as_ptr(), memcg as u64, id, item, pages, lruvec);
     0
 }
 

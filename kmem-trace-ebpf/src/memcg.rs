@@ -152,8 +152,7 @@ pub fn note_ancestry(memcg: u64, cgroup_id: u64) {
 }
 
 /// As global as `take_place`, and nothing in the loop branches but its end, or the verifier would look
-/// at each turn twice. Whoever leads here reads kernel memory anyway. Returns nothing of use: a global
-/// function has to return a number.
+/// at each turn twice. Returns nothing of use: a global function has to return a number.
 #[cfg_attr(not(feature = "old"), unsafe(no_mangle))]
 #[inline(never)]
 extern "C" fn note_ancestors(memcg: u64, cgroup_id: u64) -> u64 {
@@ -161,7 +160,8 @@ extern "C" fn note_ancestors(memcg: u64, cgroup_id: u64) -> u64 {
         config!(memcg_counter[SLOT_MEMORY]),
         config!(page_counter_parent),
     );
-    if up == ABSENT {
+    // Asked here too, for whoever may not read looks into this all the same.
+    if up == ABSENT || config!(can_read) != 1 {
         return 0;
     }
     let mut id = cgroup_id;
@@ -185,6 +185,9 @@ extern "C" fn note_ancestors(memcg: u64, cgroup_id: u64) -> u64 {
 #[cfg_attr(not(feature = "old"), unsafe(no_mangle))]
 #[inline(never)]
 extern "C" fn note_parent(id: u64, parent: u64, depth: u64) -> u64 {
+    if config!(can_read) != 1 {
+        return 0;
+    }
     let mut parent_id = 0;
     if parent != 0 {
         let memory = config!(memcg_counter[SLOT_MEMORY]);

@@ -21,12 +21,6 @@ use crate::{
     user_charge_returned,
 };
 
-/// Attached to nothing: loaded to see whether the kernel takes programs on functions.
-#[fentry]
-pub fn fe_nothing(_ctx: FEntryContext) -> i32 {
-    0
-}
-
 // The kernel skips a program that interrupts itself on its CPU, so that one program a function would
 // miss what an interrupt frees meanwhile. Two see each call begin and two see it end; whichever takes
 // it off the list of calls under way counts it. An interrupt of an interrupt may still be missed:

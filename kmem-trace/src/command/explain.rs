@@ -102,7 +102,7 @@ fn counters(btf: Option<&KernelBtf>, forbidden: &[Feature]) -> Result<MemcgStat,
     let btf = btf.ok_or("this kernel has no type information (BTF)")?;
     attaching::raise_memlock();
     // Only the verdict on reads counts, which needs neither types nor tracefs.
-    let allowed = Allowed::probe(security::lockdown(), true, Ok(()), forbidden);
+    let allowed = Allowed::probe(security::lockdown(), None, Ok(()), forbidden);
     MemcgStat::open(btf, &allowed, None).map_err(|why| {
         if nix::unistd::geteuid().is_root() {
             why

@@ -87,7 +87,7 @@ pub fn derive(means: &Means<'_>) -> Vec<Answer> {
         ),
         (
             "slab attribution",
-            "who pays for each slab object (to come: this is what it will need)",
+            "who pays for each slab object",
             attribution,
             &["slab.alloc", "slab.free", "kernel reads", "payer"],
         ),

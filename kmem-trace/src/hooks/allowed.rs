@@ -9,8 +9,19 @@ use aya::{
     sys::{BpfHelper, is_helper_supported, is_map_supported, is_program_supported},
 };
 
-use super::features::{Feature, Lacking, Object};
-use crate::{hooks::table::Mechanism, kernel::security::Lockdown};
+use super::{
+    bare,
+    features::{Feature, Lacking, Object},
+};
+use crate::{
+    hooks::table::Mechanism,
+    kernel::{btf::KernelBtf, security::Lockdown},
+};
+
+const NO_TYPES: &str = "this kernel has no type information (BTF)";
+
+/// Functions that every kernel has: of one alone, a refusal may be the function's own fault.
+const TRIED: [&str; 2] = ["page_counter_charge", "kmem_cache_free"];
 
 /// A yes, or why not.
 pub type Verdict = Result<(), String>;
@@ -50,7 +61,7 @@ impl Allowed {
     /// Asks the kernel, which is taken to have nothing that is `forbidden`.
     pub fn probe(
         lockdown: Lockdown,
-        btf: bool,
+        btf: Option<&KernelBtf>,
         tracefs: Result<(), String>,
         forbidden: &[Feature],
     ) -> Self {
@@ -74,12 +85,9 @@ impl Allowed {
                 Err("this kernel is built without kprobes".to_owned())
             }
         });
-        let fentry = reads.clone().and_then(|()| {
-            if btf {
-                Ok(())
-            } else {
-                Err("this kernel has no type information (BTF)".to_owned())
-            }
+        let fentry = reads.clone().and_then(|()| match btf {
+            Some(btf) => takes_on_functions(btf),
+            None => Err(NO_TYPES.to_owned()),
         });
         let tracepoint = bpf.clone().and_then(|()| match tracefs {
             Err(_) if lockdown == Lockdown::Confidentiality => {
@@ -87,12 +95,9 @@ impl Allowed {
             }
             other => other,
         });
-        let btf_tracepoint = bpf.clone().and_then(|()| {
-            if btf {
-                Ok(())
-            } else {
-                Err("this kernel has no type information (BTF)".to_owned())
-            }
+        let btf_tracepoint = bpf.clone().and_then(|()| match btf {
+            Some(_) => Ok(()),
+            None => Err(NO_TYPES.to_owned()),
         });
         Self {
             btf_tracepoint,
@@ -148,6 +153,29 @@ fn reads(bpf: &Verdict, lockdown: Lockdown, lacking: &Lacking) -> Verdict {
         }
         _ => Err("the kernel does not let programs read its memory (lockdown?)".to_owned()),
     }
+}
+
+/// Loads a program for the entry of a function, of which the kernel may be built to take none, and
+/// lets go of it again. What it loads and then does not let onto its function is found when it is
+/// attached ([`super::attach::Refused::closed`]).
+fn takes_on_functions(btf: &KernelBtf) -> Verdict {
+    // Ids of a file need not be the running kernel's.
+    if btf.path() != Path::new(KernelBtf::VMLINUX) {
+        return Ok(());
+    }
+    let mut refused = None;
+    for id in TRIED.iter().filter_map(|name| btf.function_id(name)) {
+        match bare::takes_on_function(id) {
+            Ok(()) => return Ok(()),
+            Err(error) => refused = Some(error),
+        }
+    }
+    // Without any of them nothing was refused.
+    refused.map_or(Ok(()), |error| {
+        Err(format!(
+            "this kernel takes no programs on functions: {error}"
+        ))
+    })
 }
 
 /// The innermost reason of an error, which is what the kernel said.

@@ -31,7 +31,7 @@ use super::{
     site::AllSites,
     stats::{self, ProgramStats},
     table::{Candidate, Hook, Place},
-    trial, verify,
+    verify,
 };
 
 /// Rings that the programs can be told to use.
@@ -117,7 +117,7 @@ pub struct Refused {
 
 impl Refused {
     /// Of the candidate that a role's plan chose, one of whose hooks the kernel refused.
-    pub(super) fn new(
+    fn new(
         role: &'static str,
         (candidate, chosen): (usize, &Candidate),
         hook: &Hook,
@@ -146,12 +146,8 @@ struct Closed(String);
 /// Why nothing was attached.
 #[derive(Debug)]
 pub enum AttachError {
-    /// Every one that was refused, so that whoever tries again has them all out of the way, and
-    /// what was not.
-    Refused {
-        all: Vec<Refused>,
-        taken: Vec<Hook>,
-    },
+    /// Every one that was refused, so that whoever tries again has them all out of the way.
+    Refused(Vec<Refused>),
     Other(anyhow::Error),
 }
 
@@ -244,13 +240,6 @@ pub fn attach(plan: &Plan, config: &Config, wanted: &Wanted<'_>) -> Result<Attac
         .map_err(|why| anyhow!(why))?
         .err();
     let wanted = plan.wanted(requested);
-    let refused = trial::refused(&mut ebpf, &wanted, btf);
-    if !refused.is_empty() {
-        return Err(AttachError::Refused {
-            all: refused,
-            taken: Vec::new(),
-        });
-    }
     // While all of them are open: some are needed by the programs alone.
     let map_bytes = own::bpf_map_bytes();
     recycling::load(&mut ebpf, lacking);
@@ -298,10 +287,7 @@ pub fn attach(plan: &Plan, config: &Config, wanted: &Wanted<'_>) -> Result<Attac
         say_verified(&ebpf);
     }
     if !refused.is_empty() {
-        return Err(AttachError::Refused {
-            all: refused,
-            taken: placed,
-        });
+        return Err(AttachError::Refused(refused));
     }
     let switches = Array::try_from(map(&mut ebpf, "SWITCHES")?).context("map SWITCHES")?;
     let (kept, stream) = match lacking.object() {
@@ -542,7 +528,7 @@ fn say_verified(ebpf: &Ebpf) {
 }
 
 /// What the kernel said, in one line; the verifier's log, where there is one, by its last words.
-pub(super) fn refusal(error: &aya::programs::ProgramError) -> String {
+fn refusal(error: &aya::programs::ProgramError) -> String {
     if let aya::programs::ProgramError::LoadError {
         io_error,
         verifier_log,

@@ -9,7 +9,7 @@ use std::{borrow::Cow, path::Path};
 
 use kmem_trace_ebpf::config::CAST_CALL;
 
-use super::{features::OBJECT, stats};
+use super::{bare, features::OBJECT};
 use crate::kernel::btf::KernelBtf;
 
 /// `BPF_JMP | BPF_CALL`.
@@ -35,7 +35,7 @@ pub fn find(btf: &KernelBtf) -> Option<Cast> {
         function: btf.function_id("bpf_rdonly_cast")?,
         words: btf.struct_id("cpumask")?,
     };
-    match stats::takes(&cast.trial()) {
+    match bare::takes(&cast.trial()) {
         Ok(()) => Some(cast),
         Err(error) => {
             log::debug!("bpf_rdonly_cast: {error}");

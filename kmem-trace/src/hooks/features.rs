@@ -11,8 +11,8 @@ use aya::{
 use object::{Object as _, ObjectSymbol as _, SymbolKind};
 
 use super::{
+    bare,
     cast::{self, Cast},
-    stats,
 };
 use crate::kernel::security::Lockdown;
 
@@ -155,7 +155,7 @@ fn functions(object: &[u8]) -> HashSet<String> {
 
 /// A refusal for any other reason would come back when the maps are made.
 fn maps_arrays() -> bool {
-    match stats::make_mapped_array() {
+    match bare::make_mapped_array() {
         Ok(()) => true,
         Err(error) => error.kind() != io::ErrorKind::InvalidInput,
     }
@@ -174,9 +174,7 @@ const NOT_SUPPORTED: i32 = 524;
 
 /// A refusal for any other reason is not of this alone (`bpf_prog_test_run`, kernel/bpf/syscall.c).
 fn lacks_runs_on_request() -> bool {
-    // r0 = 0; exit
-    const NOTHING: [u8; 16] = [0xb7, 0, 0, 0, 0, 0, 0, 0, 0x95, 0, 0, 0, 0, 0, 0, 0];
-    matches!(stats::runs(&NOTHING), Err(error) if error.raw_os_error() == Some(NOT_SUPPORTED))
+    matches!(bare::runs(&bare::NOTHING), Err(error) if error.raw_os_error() == Some(NOT_SUPPORTED))
 }
 
 #[cfg(test)]

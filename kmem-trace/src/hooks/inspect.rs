@@ -64,7 +64,7 @@ impl Inspection {
         let lockdown = security::lockdown();
         let allowed = Allowed::probe(
             lockdown,
-            btf.is_ok(),
+            btf.as_ref().ok(),
             tracefs.as_ref().map(|_| ()).map_err(String::clone),
             forbidden,
         );

@@ -5,6 +5,7 @@
 //! - [`role`]: what a role is.
 //! - [`table`]: roles and their candidates, and all that is known about each.
 //! - [`allowed`]: what this kernel lets us do, found by trying.
+//! - `bare`: bpf(2) for what aya has no call for.
 //! - [`inspect`]: everything a plan depends on, read once.
 //! - [`loader`]: aya's loader, made once.
 //! - [`layout`]: struct offsets, argument positions and item numbers, from type information.
@@ -20,12 +21,12 @@
 //! - `skipped`: what it skipped of both.
 //! - [`recycling`]: places of the totals and sums given back, switches turned.
 //! - [`verify`]: whether all that was read is of this kernel.
-//! - `trial`: whether it takes programs on functions at all.
 //! - [`attach`]: the plan loaded and attached.
 
 pub mod accounting;
 pub mod allowed;
 pub mod attach;
+mod bare;
 pub mod cast;
 pub mod context;
 pub mod features;
@@ -49,5 +50,4 @@ pub mod slab_layout;
 pub mod slab_paths;
 pub mod stats;
 pub mod table;
-mod trial;
 pub mod verify;

@@ -1,9 +1,6 @@
 //! The best plan that the kernel takes.
 
-use std::{
-    collections::{HashMap, HashSet},
-    sync::Arc,
-};
+use std::{collections::HashMap, sync::Arc};
 
 use anyhow::{Result, bail};
 use aya::Btf;
@@ -70,12 +67,11 @@ pub fn attach_best(inspection: &Inspection, request: &Request) -> Result<(Plan, 
             u32::from(!late_seen && inspection.symbols.has_function("kmem_cache_charge"));
         match attach(&plan, &config, &wanted) {
             Ok(attached) => return Ok((plan, attached)),
-            Err(AttachError::Refused { all, taken }) => {
+            Err(AttachError::Refused(all)) => {
                 let before = struck.len();
-                let no_function = takes_no_function(&all, &taken);
                 for refused in &all {
                     log::info!("{}: {}", refused.role, refused.why);
-                    let same = same_fate(refused, no_function);
+                    let same = same_fate(refused);
                     for key in same.chain([(refused.role, refused.candidate)]) {
                         if struck.insert(key) {
                             struck_why.insert(key, refused.why.clone());
@@ -95,25 +91,12 @@ pub fn attach_best(inspection: &Inspection, request: &Request) -> Result<(Plan, 
     }
 }
 
-/// Whether the kernel loads no fentry or fexit program for any function. Of one, it may be the
-/// function's own fault.
-fn takes_no_function(all: &[Refused], taken: &[Hook]) -> bool {
-    let not_loaded: HashSet<&str> = all
-        .iter()
-        .filter(|refused| refused.hook.is_on_function() && !refused.closed)
-        .map(|refused| refused.hook.symbol)
-        .collect();
-    not_loaded.len() > 1 && !taken.iter().any(Hook::is_on_function)
-}
-
 /// The candidates that a refusal is true of as well, and need not be tried.
-fn same_fate(refused: &Refused, no_function: bool) -> impl Iterator<Item = (&'static str, usize)> {
+fn same_fate(refused: &Refused) -> impl Iterator<Item = (&'static str, usize)> {
     let symbol = refused.hook.symbol;
-    let every = no_function && refused.hook.is_on_function();
     let closed = refused.closed;
     ROLES.iter().flat_map(move |role| {
-        let too =
-            move |hook: &Hook| hook.is_on_function() && (every || closed && hook.symbol == symbol);
+        let too = move |hook: &Hook| closed && hook.is_on_function() && hook.symbol == symbol;
         role.candidates
             .iter()
             .enumerate()
