@@ -171,6 +171,41 @@ fn a_cgroup_is_followed_through_a_load_within_a_bound_that_means_something() {
     lines::of_type(&ended.lines, "report").for_each(lines::assert_holds);
 }
 
+/// A cgroup that is gone has no directory to be named by, and its ancestors are charged with what it
+/// held.
+#[test]
+fn what_a_cgroup_removed_before_the_trace_still_holds_is_its_parents() {
+    if !traceable() {
+        return;
+    }
+    let parent = Cgroup::top(&own("heir"));
+    let gone = parent.child("gone");
+    let held = format!("/dev/shm/{}", own("held"));
+    let write = format!("dd if=/dev/zero of={held} bs=1M count=30 2>/dev/null");
+    let enter = format!("echo $$ > {}/cgroup.procs && {write}", gone.dir.display());
+    let wrote = Command::new("sh").args(["-c", &enter]).status();
+    assert!(wrote.expect("a shell starts").success());
+    assert!(gone.remove(), "its process has ended");
+    let tracer = Tracer::start(&format!("--no-slab -c {} -i 100ms", parent.name));
+    let before = tracer.next_report(&parent.name);
+    assert!(number(&before, "usage_bytes") > 30 * MIB, "{before}");
+    std::fs::remove_file(&held).expect("it is there");
+    thread::sleep(Duration::from_secs(1));
+    let after = tracer.next_report(&parent.name);
+    tracer.signal(nix::sys::signal::Signal::SIGINT);
+    let left = number(&after, "usage_bytes") - number(&before, "usage_bytes");
+    assert!(left < -29 * MIB, "{left} bytes: {after}");
+    lines::assert_holds(&after);
+    let mode = tracer.plan()["mode"].clone();
+    let by_types = tracer.role("memcg.state")["mechanism"] == "BTF tracepoint";
+    if mode == "exact" || by_types && tracer.role("slab.alloc")["status"] == "exact" {
+        assert_eq!(number(&after["bound_terms"], "nameless"), 0, "{after}");
+        let went = number(&after, "ledger_bytes") - number(&before, "ledger_bytes");
+        assert!((went - left).abs() < MIB, "{went} of {left}: {after}");
+    }
+    tracer.wait().assert_fine();
+}
+
 #[test]
 fn the_screen_says_its_mode_and_what_that_cannot_see() {
     if !traceable() {

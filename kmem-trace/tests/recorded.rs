@@ -205,6 +205,7 @@ fn the_usage_of_the_run_is_the_base_and_what_the_records_moved() {
                 source: Source::Counters,
                 largest_pages: after.largest,
                 lost_pages: 0,
+                nameless_pages: 0,
             };
             let usage_bytes = number(report, "usage_bytes").cast_unsigned();
             let bracket = Bracket {

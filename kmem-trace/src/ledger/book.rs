@@ -8,7 +8,7 @@ use std::collections::{HashMap, HashSet};
 
 use kmem_trace_ebpf::{
     record::{CounterRecord, OP_REFUSED, OP_UNCHARGE},
-    totals::{SLOTS, Totals},
+    totals::{COUNTERS, SLOTS, Totals},
 };
 use rustc_hash::FxHashMap;
 
@@ -57,6 +57,13 @@ pub fn add_up(sum: &mut Totals, totals: &Totals) {
     sum.user_charges += totals.user_charges;
     sum.user_refusals += totals.user_refusals;
     sum.largest = sum.largest.max(totals.largest);
+}
+
+/// Pages that one cgroup was charged by kind and not uncharged, or the other way round.
+pub fn parted(totals: &Totals) -> u64 {
+    (COUNTERS..SLOTS)
+        .map(|slot| totals.charged[slot].abs_diff(totals.uncharged[slot]))
+        .sum()
 }
 
 /// What moved in the subtree of each of `tops`, by one reading.

@@ -4,6 +4,7 @@ pub mod breakdown;
 #[cfg(test)]
 pub(crate) mod captured;
 pub mod charged;
+pub mod coverage;
 pub mod explain;
 pub mod fields;
 pub mod growth;

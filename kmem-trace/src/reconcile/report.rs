@@ -78,6 +78,7 @@ pub struct BoundTerms {
     pub stock: u64,
     pub base: u64,
     pub lost: u64,
+    pub nameless: u64,
 }
 
 /// One cgroup at one moment.

@@ -1,24 +1,24 @@
-//! Slab by events against the kernel's own figures, and what to say of it. Pure.
+//! Where the node's slab went, and what to say of it. Pure.
 //!
 //! What a cache's slabs hold beyond its objects is taken from `/proc/slabinfo`, which counts objects
-//! on per-CPU lists as in use; so the node's sum is right but for those, of which it is known how
-//! many there may be, and for what came or went without an event.
+//! on per-CPU lists as in use; so the node's sum is right but for those ([`super::coverage`]) and for
+//! what came or went without an event.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 
 use serde::Serialize;
 
-use super::{charged::ChargedLine, growth::GrowthLine};
+use super::{
+    charged::ChargedLine,
+    coverage::{SlabFigures, UnseenLine, residual_bound_bytes},
+    growth::GrowthLine,
+};
 use crate::{
-    kernel::proc::slabinfo::SlabCache,
     ledger::slab::NodeBytes,
     reconcile::report::RoleLost,
     view::size::{count, human},
 };
 
-/// A cache that moved by less is not held against `/proc/slabinfo`: what lies on per-CPU lists
-/// would drown it.
-pub const WORTH_COMPARING_BYTES: u64 = 1 << 20;
 /// Less than this held by the removed is no finding.
 pub const WORTH_SAYING_BYTES: i64 = 16 * 1024;
 /// Reasons that a verdict names.
@@ -44,8 +44,9 @@ pub struct SlabLine {
     /// Our change in live objects of this cache, over all cgroups, by the kernel's; for caches
     /// that moved by more than 1 MiB.
     pub coverage: Option<f64>,
-    /// How far off `coverage` may be for what lies on per-CPU lists; `None` where the kernel does not
-    /// say what does.
+    /// How far from 1 `coverage` may be though no event is missing, as a share of the kernel's change:
+    /// for free objects on per-CPU lists, and for what moved while the figures were read. `None` where
+    /// the kernel does not say what lies there.
     pub coverage_bound: Option<f64>,
 }
 
@@ -156,15 +157,6 @@ pub struct DeadTotals {
     pub unnamed_freed_bytes: u64,
 }
 
-/// A cache of which `/proc/slabinfo` knows more than the events told.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct UnseenLine {
-    pub cache: String,
-    /// Below zero: objects whose end no event told.
-    pub objects: i64,
-    pub bytes: i64,
-}
-
 /// The node's slab since the trace began.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct NodeLine {
@@ -186,9 +178,13 @@ pub struct NodeLine {
     /// What is left.
     pub residual_bytes: i64,
     /// How much of what is left may be free objects on per-CPU lists, when the trace began or now,
-    /// which slabinfo counts as in use; `None` where the kernel does not say what lies there.
+    /// which slabinfo counts as in use, and what moved while the figures were read; `None` where the
+    /// kernel does not say what lies there.
     pub residual_bound_bytes: Option<u64>,
     pub unseen: Vec<UnseenLine>,
+    /// Without `/proc/slabinfo`, when the trace began or now, there is no coverage, and what is left
+    /// holds the page overhead.
+    pub has_slabinfo: bool,
     /// Slab events that are in none of these.
     pub lost: SlabLost,
     /// What `other_cgroups_bytes` is made of, most bytes first.
@@ -236,107 +232,6 @@ pub struct Findings {
     pub growing: Vec<GrowthLine>,
 }
 
-/// The kernel's slab figures at one moment.
-#[derive(Clone, Debug, Default)]
-pub struct SlabFigures {
-    /// `Slab` of `/proc/meminfo`.
-    pub slab_bytes: u64,
-    pub caches: Vec<SlabCache>,
-    /// Free objects that may lie on per-CPU lists, by cache name.
-    pub on_lists: HashMap<String, u64>,
-    pub page_bytes: u64,
-}
-
-impl SlabFigures {
-    /// Pages of slabs less the objects in them.
-    fn overhead_bytes(&self) -> i64 {
-        self.caches
-            .iter()
-            .map(|cache| {
-                let pages = cache.pages() * self.page_bytes;
-                pages.cast_signed() - (cache.active_objects * cache.object_bytes).cast_signed()
-            })
-            .sum()
-    }
-
-    /// Objects in use and bytes of each by cache name; caches of one name are one.
-    fn active(&self) -> HashMap<&str, (i64, u64)> {
-        let mut active: HashMap<&str, (i64, u64)> = HashMap::new();
-        for cache in &self.caches {
-            let entry = active.entry(&cache.name).or_default();
-            entry.0 += cache.active_objects.cast_signed();
-            entry.1 = cache.object_bytes;
-        }
-        active
-    }
-
-    /// Bytes of all that may lie on per-CPU lists; `None` where that is not known of every cache.
-    fn on_lists_bytes(&self) -> Option<u64> {
-        self.caches
-            .iter()
-            .map(|cache| Some(self.on_lists.get(&cache.name)? * cache.object_bytes))
-            .sum()
-    }
-}
-
-/// The larger of two, where both are known: what was on lists and is on lists may be off by no more,
-/// one way or the other.
-fn larger(before: Option<u64>, now: Option<u64>) -> Option<u64> {
-    Some(before?.max(now?))
-}
-
-/// Of a cache that moved by more than 1 MiB.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Covered {
-    /// Change by events ÷ change by slabinfo.
-    pub share: f64,
-    /// See [`SlabLine::coverage_bound`].
-    pub bound: Option<f64>,
-}
-
-/// Events and slabinfo side by side.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Coverage {
-    pub by_cache: HashMap<String, Covered>,
-    /// Caches where the two differ by more than 1 MiB, the largest first.
-    pub unseen: Vec<UnseenLine>,
-}
-
-/// Compares the change in live objects by events, by cache name, with the kernel's.
-pub fn coverage(
-    by_events: &HashMap<String, i64>,
-    before: &SlabFigures,
-    now: &SlabFigures,
-) -> Coverage {
-    let active_before = before.active();
-    let mut found = Coverage::default();
-    for (name, (active, object_bytes)) in now.active() {
-        let moved = active - active_before.get(name).map_or(0, |(active, _)| *active);
-        let seen = by_events.get(name).copied().unwrap_or(0);
-        if moved.unsigned_abs() * object_bytes >= WORTH_COMPARING_BYTES {
-            let on_lists = |figures: &SlabFigures| figures.on_lists.get(name).copied();
-            let covered = Covered {
-                share: seen as f64 / moved as f64,
-                bound: larger(on_lists(before), on_lists(now))
-                    .map(|objects| objects as f64 / moved.unsigned_abs() as f64),
-            };
-            found.by_cache.insert(name.to_owned(), covered);
-        }
-        let objects = moved - seen;
-        if objects.unsigned_abs() * object_bytes >= WORTH_COMPARING_BYTES {
-            found.unseen.push(UnseenLine {
-                cache: name.to_owned(),
-                objects,
-                bytes: objects * object_bytes.cast_signed(),
-            });
-        }
-    }
-    found
-        .unseen
-        .sort_by_key(|line| (std::cmp::Reverse(line.bytes.abs()), line.cache.clone()));
-    found
-}
-
 /// Adds the node up: change of slab = charged + not charged + others + page overhead + unseen +
 /// residual.
 pub fn node(
@@ -346,7 +241,12 @@ pub fn node(
     unseen: Vec<UnseenLine>,
 ) -> NodeLine {
     let slab_delta_bytes = now.slab_bytes.cast_signed() - before.slab_bytes.cast_signed();
-    let overhead_bytes = now.overhead_bytes() - before.overhead_bytes();
+    let has_slabinfo = [before, now].iter().all(|it| !it.caches.is_empty());
+    let overhead_bytes = if has_slabinfo {
+        now.overhead_bytes() - before.overhead_bytes()
+    } else {
+        0
+    };
     let unseen_bytes = unseen.iter().map(|line| line.bytes).sum();
     let explained = sums.charged + sums.not_charged + sums.others + overhead_bytes + unseen_bytes;
     NodeLine {
@@ -357,8 +257,9 @@ pub fn node(
         overhead_bytes,
         unseen_bytes,
         residual_bytes: slab_delta_bytes - explained,
-        residual_bound_bytes: larger(before.on_lists_bytes(), now.on_lists_bytes()),
+        residual_bound_bytes: residual_bound_bytes(before, now),
         unseen,
+        has_slabinfo,
         lost: SlabLost::default(),
         ..NodeLine::default()
     }
@@ -520,29 +421,10 @@ fn advice(cause: &str) -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-
-    fn cache(name: &str, active: u64, size: u64, slabs: u64) -> SlabCache {
-        SlabCache {
-            name: name.to_owned(),
-            active_objects: active,
-            objects: active,
-            object_bytes: size,
-            objects_per_slab: 1,
-            pages_per_slab: 1,
-            active_slabs: slabs,
-            slabs,
-        }
-    }
-
-    fn figures(slab_bytes: u64, caches: Vec<SlabCache>) -> SlabFigures {
-        SlabFigures {
-            slab_bytes,
-            caches,
-            on_lists: HashMap::new(),
-            page_bytes: 4096,
-        }
-    }
+    use super::{
+        super::coverage::tests::{cache, figures},
+        *,
+    };
 
     fn line(cache: &str, cause: &'static str, site: &str, objects: i64, bytes: i64) -> SlabLine {
         SlabLine {
@@ -561,60 +443,6 @@ mod tests {
     }
 
     #[test]
-    fn objects_that_slabinfo_counts_and_no_event_told_of_are_named_by_cache() {
-        let before = figures(
-            0,
-            vec![cache("TCP", 10, 2048, 5), cache("dentry", 0, 200, 0)],
-        );
-        let now = figures(
-            0,
-            vec![
-                cache("TCP", 1010, 2048, 505),
-                cache("dentry", 10_000, 200, 500),
-            ],
-        );
-        let events = HashMap::from([("TCP".to_owned(), 990), ("dentry".to_owned(), 10)]);
-        let found = coverage(&events, &before, &now);
-        assert!((found.by_cache["TCP"].share - 0.99).abs() < 1e-9);
-        assert_eq!(found.by_cache["TCP"].bound, None);
-        assert_eq!(
-            found.unseen,
-            [UnseenLine {
-                cache: "dentry".to_owned(),
-                objects: 9990,
-                bytes: 9990 * 200
-            }]
-        );
-    }
-
-    #[test]
-    fn what_lies_on_lists_bounds_coverage_and_what_is_left() {
-        let with = |caches, on_lists: &[(&str, u64)]| SlabFigures {
-            on_lists: on_lists
-                .iter()
-                .map(|(name, objects)| ((*name).to_owned(), *objects))
-                .collect(),
-            ..figures(0, caches)
-        };
-        let before = || vec![cache("TCP", 10, 2048, 5), cache("pid", 0, 128, 0)];
-        let now = || vec![cache("TCP", 1010, 2048, 505), cache("pid", 0, 128, 0)];
-        let events = HashMap::from([("TCP".to_owned(), 990)]);
-        let lists = [("TCP", 40), ("pid", 30)];
-        let fewer = [("TCP", 20), ("pid", 60)];
-        let (then, since) = (with(before(), &lists), with(now(), &fewer));
-        let covered = coverage(&events, &then, &since).by_cache["TCP"];
-        assert_eq!(covered.bound, Some(0.04));
-        let bound = |then: &SlabFigures, since: &SlabFigures| {
-            node(NodeBytes::default(), then, since, Vec::new()).residual_bound_bytes
-        };
-        assert_eq!(bound(&then, &since), Some(40 * 2048 + 30 * 128));
-        // Of one cache nothing is known, or of one moment.
-        let part = with(now(), &lists[..1]);
-        assert_eq!(bound(&then, &part), None);
-        assert_eq!(bound(&part, &since), None);
-    }
-
-    #[test]
     fn the_node_adds_up_with_its_page_overhead_and_what_is_left_is_the_residual() {
         let before = figures(1 << 20, vec![cache("TCP", 0, 2048, 0)]);
         // 1000 objects of 2048 bytes in 600 pages: 409 600 bytes of pages hold nothing.
@@ -625,6 +453,7 @@ mod tests {
             others: 99 * 2048,
         };
         let node = node(sums, &before, &now, Vec::new());
+        assert!(node.has_slabinfo);
         assert_eq!(node.overhead_bytes, 409_600);
         // The one object that slabinfo counts and no event told of.
         assert_eq!(node.residual_bytes, 2048);
@@ -633,6 +462,16 @@ mod tests {
             (node.large_kmalloc_bytes, node.residual_bytes),
             (1024, 1024)
         );
+    }
+
+    #[test]
+    fn without_slabinfo_at_one_end_the_overhead_is_part_of_what_is_left() {
+        let before = figures(1 << 20, Vec::new());
+        let now = figures((1 << 20) + 4096, vec![cache("TCP", 1, 2048, 100)]);
+        let node = node(NodeBytes::default(), &before, &now, Vec::new());
+        assert!(!node.has_slabinfo);
+        assert_eq!((node.overhead_bytes, node.residual_bytes), (0, 4096));
+        assert_eq!(node.residual_bound_bytes, None);
     }
 
     #[test]

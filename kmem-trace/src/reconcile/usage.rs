@@ -102,6 +102,8 @@ pub struct Bound {
     pub base_bytes: u64,
     /// Charges that were seen but could not be counted.
     pub lost_bytes: u64,
+    /// Held by cgroups that may be ours and that were gone before anybody could name them.
+    pub nameless_bytes: u64,
 }
 
 impl Bound {
@@ -111,6 +113,7 @@ impl Bound {
             + self.stock_bytes
             + self.base_bytes
             + self.lost_bytes
+            + self.nameless_bytes
     }
 }
 
@@ -122,8 +125,10 @@ pub struct Terms {
     pub source: Source,
     /// Most pages one change has moved.
     pub largest_pages: u64,
-    /// Pages that are in no total: map full, memory not readable, cgroups never named.
+    /// Pages that are in no total: map full, memory not readable, program skipped.
     pub lost_pages: u64,
+    /// Pages in the totals of cgroups that were never named.
+    pub nameless_pages: u64,
 }
 
 /// Ledger and kernel side by side, in bytes.
@@ -163,6 +168,7 @@ pub fn reconcile(bracket: &Bracket, base: &Base, slots: &[usize], terms: &Terms)
             stock_bytes: stock * terms.page_bytes,
             base_bytes: base.unsure_pages * terms.page_bytes,
             lost_bytes: terms.lost_pages * terms.page_bytes,
+            nameless_bytes: terms.nameless_pages * terms.page_bytes,
         },
     }
 }
@@ -193,6 +199,7 @@ mod tests {
         source: Source::Counters,
         largest_pages: 0,
         lost_pages: 0,
+        nameless_pages: 0,
     };
 
     fn moved(net: i64, gross: u64) -> Moved {

@@ -74,13 +74,15 @@ pub fn report(out: &mut impl Write, slab: &SlabReport) -> io::Result<()> {
             plain(node.overhead_bytes),
             plain(node.unseen_bytes),
             plain(node.residual_bytes),
-            node.residual_bound_bytes
-                .map_or_else(String::new, |bound| format!(
-                    " (free objects on per-CPU lists: up to {})",
-                    human(bound)
-                ))
+            lists_text(node.residual_bytes, node.residual_bound_bytes)
         ),
     )?;
+    if !node.has_slabinfo {
+        writeln!(
+            out,
+            "  /proc/slabinfo was not read: no cache is held against it, and the page overhead is in what is unexplained"
+        )?;
+    }
     for unseen in node.unseen.iter().take(3) {
         let what = if unseen.objects < 0 {
             "objects went without an event"
@@ -113,6 +115,22 @@ pub fn report(out: &mut impl Write, slab: &SlabReport) -> io::Result<()> {
         )?;
     }
     out.flush()
+}
+
+/// How what is unexplained of the node compares with what may lie on lists.
+fn lists_text(residual_bytes: i64, bound_bytes: Option<u64>) -> String {
+    match bound_bytes {
+        None => String::new(),
+        Some(bound) => format!(
+            ", {} {} of free objects on per-CPU lists",
+            if residual_bytes.unsigned_abs() <= bound {
+                "within"
+            } else {
+                "beyond the"
+            },
+            human(bound)
+        ),
+    }
 }
 
 /// What removed cgroups still hold, under the names they had.
@@ -190,13 +208,7 @@ fn rows(
             remark.push_str(call_site);
         }
         if let Some(coverage) = line.coverage {
-            let bound = line
-                .coverage_bound
-                .map_or_else(String::new, |bound| format!(" ± {:.1}", bound * 100.0));
-            remark.push_str(&format!(
-                "  [{:.1}{bound} % of slabinfo's change]",
-                coverage * 100.0
-            ));
+            remark.push_str(&coverage_text(coverage, line.coverage_bound));
         }
         let bytes = format!("{}{}", line.bytes_are.sign(), plain(line.bytes));
         row(out, &format!("    {}", line.cache), &bytes, &remark)?;
@@ -276,6 +288,14 @@ fn terms(terms: &Terms) -> String {
     parts.join(" + ")
 }
 
+/// Of a cache's change by slabinfo, what the events told, and what lists may be of it.
+fn coverage_text(coverage: f64, bound: Option<f64>) -> String {
+    let lists = bound.map_or_else(String::new, |bound| {
+        format!(", lists up to {:.1} %", bound * 100.0)
+    });
+    format!("  [{:.1} % of slabinfo's change{lists}]", coverage * 100.0)
+}
+
 fn figure(out: &mut impl Write, label: &str, bytes: i64, remark: &str) -> io::Result<()> {
     row(out, label, &plain(bytes), remark)
 }
@@ -290,5 +310,74 @@ fn plain(bytes: i64) -> String {
         format!("-{}", human(bytes.unsigned_abs()))
     } else {
         human(bytes.unsigned_abs())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::reconcile::{
+        coverage::UnseenLine,
+        slab::{NodeLine, Reading, SlabLine},
+    };
+
+    #[test]
+    fn what_lists_may_hold_stands_beside_what_is_unexplained() {
+        let within = ", within 2.0 KiB of free objects on per-CPU lists";
+        assert_eq!(lists_text(-2048, Some(2048)), within);
+        let beyond = ", beyond the 2.0 KiB of free objects on per-CPU lists";
+        assert_eq!(lists_text(2049, Some(2048)), beyond);
+        assert_eq!(lists_text(2049, None), "");
+    }
+
+    fn shown(slab: &SlabReport) -> String {
+        let mut out = Vec::new();
+        report(&mut out, slab).expect("memory takes it");
+        String::from_utf8(out).expect("it is text")
+    }
+
+    #[test]
+    fn coverage_says_how_much_of_it_lists_may_be() {
+        let mut slab = SlabReport {
+            lines: vec![SlabLine {
+                cgroup: "/a".to_owned(),
+                cache: "TCP".to_owned(),
+                cause: "charged",
+                call_site: None,
+                objects: 1000,
+                bytes: 2_048_000,
+                bytes_are: Reading::Counted,
+                allocated_bytes: 2_048_000,
+                freed_bytes: 0,
+                coverage: Some(0.993),
+                coverage_bound: Some(0.005),
+            }],
+            large: Vec::new(),
+            wrong_payers: Vec::new(),
+            dead: Vec::new(),
+            node: NodeLine {
+                has_slabinfo: true,
+                unseen: vec![UnseenLine {
+                    cache: "dentry".to_owned(),
+                    objects: -9000,
+                    bytes: -9000 * 192,
+                }],
+                ..NodeLine::default()
+            },
+            findings: crate::reconcile::slab::Findings::default(),
+        };
+        let said = shown(&slab);
+        let of = "1 000 objects  [99.3 % of slabinfo's change, lists up to 0.5 %]";
+        assert!(said.contains(of), "{said}");
+        assert!(
+            said.contains("9 000 objects went without an event"),
+            "{said}"
+        );
+        assert!(!said.contains("was not read"), "{said}");
+        slab.lines[0].coverage_bound = None;
+        slab.node.has_slabinfo = false;
+        let said = shown(&slab);
+        assert!(said.contains("[99.3 % of slabinfo's change]"), "{said}");
+        assert!(said.contains("/proc/slabinfo was not read"), "{said}");
     }
 }

@@ -183,6 +183,7 @@ fn bound_text(report: &Report) -> String {
         ("per-CPU stocks", terms.stock),
         ("unsure at attach", terms.base),
         ("lost", terms.lost),
+        ("cgroups gone unnamed", terms.nameless),
     ]
     .into_iter()
     .filter(|(_, bytes)| *bytes > 0)

@@ -5,14 +5,15 @@ use std::collections::BTreeMap;
 use anyhow::Result;
 use aya::util::online_cpus;
 use kmem_trace_ebpf::totals::{
-    COUNTERS, LOST_DEPTH, LOST_MAP_FULL, LOST_OBJECTS, LOST_PAGES, LOST_RING, LOST_UNREAD,
-    ROLE_NAMES, SLAB_MISREAD,
+    LOST_DEPTH, LOST_MAP_FULL, LOST_OBJECTS, LOST_PAGES, LOST_RING, LOST_UNREAD, ROLE_NAMES,
+    SLAB_MISREAD,
 };
 
 use super::Session;
 use crate::{
     hooks::{accounting, table::Mechanism},
     kernel::cgroupfs::{self, CgroupDir},
+    ledger::book,
     reconcile::{
         report::{Lost, RoleLost},
         slab::SlabLost,
@@ -125,7 +126,7 @@ impl Session {
         by_role
     }
 
-    /// Pages that are in no total, at most.
+    /// Pages that were charged unseen, at most.
     pub(super) fn lost_pages(&mut self, lost: &Lost) -> Result<u64> {
         let reading = self.reading()?;
         let largest = reading
@@ -133,30 +134,32 @@ impl Session {
             .map(|totals| totals.largest)
             .max()
             .unwrap_or(0);
-        let mut pages = self.attached.tally(LOST_PAGES) + lost.skipped * largest.max(STOCK_PAGES);
-        pages += self.retired.nameless_pages;
-        if !self.plan.exact {
-            // Cgroups made and gone before their directory could be looked at: ours or not, nobody
-            // can tell, so what they still hold may be missing from the ledger.
-            let nameless = |session: &Self| -> Vec<u64> {
-                reading
-                    .keys()
-                    .filter(|id| session.tree.get(**id).is_none())
-                    .filter(|id| !session.unnamed_at_start.contains(*id))
-                    .copied()
-                    .collect()
-            };
-            if !nameless(self).is_empty() {
-                self.look_elsewhere();
-            }
-            for id in nameless(self) {
-                let totals = &reading[&id];
-                for slot in COUNTERS..totals.charged.len() {
-                    pages += totals.charged[slot].abs_diff(totals.uncharged[slot]);
-                }
-            }
+        Ok(self.attached.tally(LOST_PAGES) + lost.skipped * largest.max(STOCK_PAGES))
+    }
+
+    /// Pages of cgroups made and gone before their directory could be looked at: ours or not, nobody
+    /// can tell, so that what they still hold may be missing from the ledger.
+    pub(super) fn nameless_pages(&mut self) -> Result<u64> {
+        if self.plan.exact {
+            return Ok(0);
         }
-        Ok(pages)
+        let reading = self.reading()?;
+        let nameless = |session: &Self| -> Vec<u64> {
+            reading
+                .keys()
+                .filter(|id| session.tree.get(**id).is_none())
+                .filter(|id| !session.unnamed_at_start.contains(*id))
+                .copied()
+                .collect()
+        };
+        if !nameless(self).is_empty() {
+            self.look_elsewhere();
+        }
+        let now: u64 = nameless(self)
+            .iter()
+            .map(|id| book::parted(&reading[id]))
+            .sum();
+        Ok(self.retired.nameless_pages + now)
     }
 
     /// Names the cgroups outside the traced subtrees too.

@@ -40,13 +40,27 @@ impl Session {
         }
         let brackets: HashMap<_, _> = best.into_iter().collect();
         let lost = self.lost();
-        let lost_pages = self.lost_pages(&lost)?;
+        let (lost_pages, nameless_pages) = (self.lost_pages(&lost)?, self.nameless_pages()?);
         let mut reports = Vec::new();
         for dir in self.reported.clone() {
             let Some(bracket) = brackets.get(&(dir.id, "memory")) else {
                 continue;
             };
-            reports.push(self.report(&dir, bracket, &brackets, lost.clone(), lost_pages));
+            let terms = Terms {
+                page_bytes: self.page_bytes,
+                online_cpus: online_cpus().map_or(1, |cpus| cpus.len()) as u64,
+                source: if self.plan.exact {
+                    Source::Counters
+                } else {
+                    Source::Items {
+                        stock_pages: self.stock_pages(),
+                    }
+                },
+                largest_pages: bracket.after.largest,
+                lost_pages,
+                nameless_pages,
+            };
+            reports.push(self.report(&dir, bracket, &brackets, lost.clone(), &terms));
         }
         Ok(reports)
     }
@@ -65,25 +79,12 @@ impl Session {
         bracket: &Bracket,
         brackets: &HashMap<Key, Bracket>,
         lost: Lost,
-        lost_pages: u64,
+        terms: &Terms,
     ) -> Report {
         let now = &bracket.after;
-        let terms = Terms {
-            page_bytes: self.page_bytes,
-            online_cpus: online_cpus().map_or(1, |cpus| cpus.len()) as u64,
-            source: if self.plan.exact {
-                Source::Counters
-            } else {
-                Source::Items {
-                    stock_pages: self.stock_pages(),
-                }
-            },
-            largest_pages: now.largest,
-            lost_pages,
-        };
         let base = |name| self.bases.get(&(dir.id, name)).copied().unwrap_or_default();
         let slots = self.slots("memory");
-        let usage = reconcile(bracket, &base("memory"), slots, &terms);
+        let usage = reconcile(bracket, &base("memory"), slots, terms);
         let counters: Vec<CounterReport> = self
             .counter_files()
             .iter()
@@ -92,7 +93,7 @@ impl Session {
                 // These items follow their counter page for page: no stock between them.
                 let terms = Terms {
                     source: Source::Counters,
-                    ..terms
+                    ..*terms
                 };
                 let found = reconcile(bracket, &base(file.name), file.slots, &terms);
                 Some(CounterReport::new(self.counter_name(file.name), &found))
@@ -140,6 +141,7 @@ impl Session {
                 stock: usage.bound.stock_bytes,
                 base: usage.bound.base_bytes,
                 lost: usage.bound.lost_bytes,
+                nameless: usage.bound.nameless_bytes,
             },
             kmem_bytes: kmem_bytes.or(parts.kernel),
             counters,

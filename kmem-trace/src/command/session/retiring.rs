@@ -11,10 +11,7 @@ use std::{
 };
 
 use anyhow::Result;
-use kmem_trace_ebpf::{
-    sums::SLAB_KEYS,
-    totals::{COUNTERS, Totals},
-};
+use kmem_trace_ebpf::{sums::SLAB_KEYS, totals::Totals};
 
 use super::Session;
 use crate::{
@@ -158,10 +155,7 @@ impl Session {
         match heir {
             Some(heir) => book::add_up(self.retired.totals.entry(heir).or_default(), &totals),
             None if self.tree.get(id).is_none() && !self.unnamed_at_start.contains(&id) => {
-                let left = COUNTERS..totals.charged.len();
-                self.retired.nameless_pages += left
-                    .map(|slot| totals.charged[slot].abs_diff(totals.uncharged[slot]))
-                    .sum::<u64>();
+                self.retired.nameless_pages += book::parted(&totals);
             }
             // Another's, by its name.
             None => {}
@@ -235,8 +229,9 @@ impl Session {
             let heir = slab::inherited(&key, &self.tree);
             slab::add_up(&mut self.retired.slab, heir, &sums);
             // What was counted before the beginning goes the same way.
-            if let Some(base) = self.slab_start.reading.remove(&key) {
-                slab::add_up(&mut self.slab_start.reading, heir, &base);
+            let start = &mut self.slab_start.moment.reading;
+            if let Some(base) = start.remove(&key) {
+                slab::add_up(start, heir, &base);
             }
         }
     }

@@ -11,15 +11,14 @@ use kmem_trace_ebpf::{
 use super::Session;
 use crate::{
     hooks::{plan::Plan, table::Mechanism},
-    kernel::proc::{
-        self,
-        slab_lists::{self, Machine},
-        slabinfo::SlabCache,
-    },
+    kernel::proc::{self, slab_lists::Lists, slabinfo::SlabCache},
     ledger::slab::{self, SlabBook, SlabReading, SlabRow},
-    reconcile::slab::{
-        self as reconcile, CauseBytes, DeadLine, DeadTotals, Findings, SlabFigures, SlabLine,
-        SlabReport, WrongPayerLine,
+    reconcile::{
+        coverage::{SlabFigures, coverage},
+        slab::{
+            self as reconcile, CauseBytes, DeadLine, DeadTotals, Findings, SlabLine, SlabReport,
+            WrongPayerLine,
+        },
     },
     stream::decode::text,
     view::{event::ANOTHER, name},
@@ -28,12 +27,26 @@ use crate::{
 /// Wrong payers told of.
 const LINES: usize = 12;
 
+/// Looks at the figures when they begin, of which the one during which least moved counts, and later:
+/// each makes the kernel walk lists of slabs.
+const FIRST_LOOKS: usize = 5;
+const LOOKS: usize = 2;
+/// What may move while they are read without another look.
+const MAY_MOVE_BYTES: u64 = 16 * 1024;
+
 /// Where the slab figures began.
 #[derive(Default)]
 pub(super) struct SlabStart {
+    /// The sums hold what was added up while programs were still being attached: a free may have been
+    /// missed then, so none of it counts.
+    pub(super) moment: SlabMoment,
+    lists: Lists,
+}
+
+/// The kernel's slab figures and the sums beside them.
+#[derive(Default)]
+pub(super) struct SlabMoment {
     figures: SlabFigures,
-    /// What was added up while programs were still being attached: a free may have been missed
-    /// then, so none of it counts.
     pub(super) reading: SlabReading,
 }
 
@@ -42,14 +55,14 @@ fn figures() -> SlabFigures {
     SlabFigures {
         slab_bytes: proc::meminfo().map(|node| node.slab_bytes).unwrap_or(0),
         caches: proc::slabinfo::read().unwrap_or_default(),
-        on_lists: HashMap::new(),
         page_bytes: super::page_bytes(),
+        ..SlabFigures::default()
     }
 }
 
-/// What may lie on lists now.
-fn on_lists(caches: &[SlabCache]) -> HashMap<String, u64> {
-    Machine::here().map_or_else(|_| HashMap::new(), |here| slab_lists::at_most(caches, here))
+/// Bytes that came and those that went, both counted.
+fn gross(sums: &SlabSums) -> u64 {
+    sums.allocated_bytes.wrapping_add(sums.freed_bytes)
 }
 
 /// Bytes that came less those that went.
@@ -83,19 +96,64 @@ fn others(reading: &SlabReading) -> Vec<CauseBytes> {
 impl Session {
     /// Takes the figures that later ones are compared with.
     pub(super) fn slab_begin(&mut self) {
-        if self.plan.slab {
-            // First: opening that many files takes slab, 300 KiB of inodes and dentries that stay and
-            // more that goes a grace period later. It has to be in slabinfo's figure when the sums
-            // begin.
-            let on_lists = on_lists(&figures().caches);
-            self.slab_start = SlabStart {
-                figures: SlabFigures {
-                    on_lists,
-                    ..figures()
-                },
-                reading: self.slab_reading(),
-            };
+        if !self.plan.slab {
+            return;
         }
+        // Where each cgroup has caches of its own (5.8 and earlier), these have lists of their own.
+        let divided = self
+            .inspection
+            .btf
+            .as_ref()
+            .is_ok_and(|btf| btf.member("kmem_cache", "memcg_params").is_ok());
+        if !divided {
+            self.slab_start.lists = Lists::of_this_machine();
+        }
+        let caches = proc::slabinfo::read().unwrap_or_default();
+        self.slab_start.moment = self.slab_moment(&caches, FIRST_LOOKS);
+    }
+
+    /// The figures and sums of this moment; `caches` are those known so far.
+    fn slab_moment(&mut self, caches: &[SlabCache], looks: usize) -> SlabMoment {
+        // Before and after: what is on lists moves while the figures are read. And opening that many
+        // files takes slab, 300 KiB of inodes and dentries that stay and more that goes a grace
+        // period later, which has to be in slabinfo's figure when the sums begin.
+        let before = self.slab_start.lists.at_most(caches);
+        let mut best = self.slab_look();
+        for _ in 1..looks {
+            if best.figures.meanwhile.bytes <= MAY_MOVE_BYTES {
+                break;
+            }
+            let again = self.slab_look();
+            if again.figures.meanwhile.bytes < best.figures.meanwhile.bytes {
+                best = again;
+            }
+        }
+        let mut on_lists = self.slab_start.lists.at_most(&best.figures.caches);
+        for (name, objects) in &mut on_lists {
+            *objects = (*objects).max(before.get(name).copied().unwrap_or(0));
+        }
+        best.figures.on_lists = on_lists;
+        best
+    }
+
+    /// The figures between two readings of the sums.
+    fn slab_look(&self) -> SlabMoment {
+        let before = self.slab_reading();
+        let mut figures = figures();
+        let reading = self.slab_reading();
+        for (key, sums) in slab::since(&reading, &before) {
+            let objects = sums.allocated.wrapping_add(sums.freed);
+            if objects == 0 {
+                continue;
+            }
+            figures.meanwhile.bytes += gross(&sums);
+            *figures
+                .meanwhile
+                .objects
+                .entry(self.cache_name(key.cache))
+                .or_default() += objects;
+        }
+        SlabMoment { figures, reading }
     }
 
     /// The sums, added up over CPUs, with what was taken out of the kernel already.
@@ -131,9 +189,13 @@ impl Session {
             return None;
         }
         let lost = self.slab_lost();
-        let reading = slab::since(&self.slab_reading(), &self.slab_start.reading);
-        let mut now = figures();
-        now.on_lists = on_lists(&now.caches);
+        let known = self.slab_start.moment.figures.caches.clone();
+        let SlabMoment {
+            figures: now,
+            reading,
+        } = self.slab_moment(&known, LOOKS);
+        let start = &self.slab_start.moment;
+        let reading = slab::since(&reading, &start.reading);
         let books: Vec<(u64, SlabBook)> = self
             .request
             .targets
@@ -144,18 +206,13 @@ impl Session {
         for (address, objects) in slab::by_cache(&reading) {
             *by_events.entry(self.cache_name(address)).or_default() += objects;
         }
-        let coverage = reconcile::coverage(&by_events, &self.slab_start.figures, &now);
+        let coverage = coverage(&by_events, &start.figures, &now);
         let mut report = SlabReport {
             lines: Vec::new(),
             large: Vec::new(),
             wrong_payers: Vec::new(),
             dead: Vec::new(),
-            node: reconcile::node(
-                slab::node(&reading),
-                &self.slab_start.figures,
-                &now,
-                coverage.unseen,
-            ),
+            node: reconcile::node(slab::node(&reading), &start.figures, &now, coverage.unseen),
             findings: Findings::default(),
         };
         let readings = [lost.reading(false), lost.reading(true)];

@@ -1,5 +1,5 @@
-//! Free objects at hand for one CPU, which `/proc/slabinfo` counts as in use: how many there may be at
-//! most, by `/sys/kernel/slab`.
+//! Free objects at hand for one CPU, which `/proc/slabinfo` counts as in use: how many there may be, by
+//! `/sys/kernel/slab`.
 
 use std::{collections::HashMap, path::Path};
 
@@ -14,9 +14,9 @@ const SHEAVES_A_CPU: u64 = 3;
 
 /// Who has lists: slabs of a cache are on those of CPUs; full sheaves on those of nodes too.
 #[derive(Clone, Copy, Debug)]
-pub struct Machine {
-    pub cpus: u64,
-    pub nodes: u64,
+struct Machine {
+    cpus: u64,
+    nodes: u64,
 }
 
 impl Machine {
@@ -24,7 +24,7 @@ impl Machine {
     ///
     /// # Errors
     /// [`FileError`], where the kernel does not list its CPUs.
-    pub fn here() -> Result<Self, FileError> {
+    fn here() -> Result<Self, FileError> {
         let nodes = file::read_as(
             Path::new("/sys/devices/system/node/possible"),
             cpus::parse_list,
@@ -37,33 +37,63 @@ impl Machine {
     }
 }
 
-/// Objects of each cache, by name, that may lie on such lists now. A cache whose lists the kernel
-/// does not show (SLAB, SLUB without `CONFIG_SLUB_DEBUG`, accounted caches before 5.9) is not
-/// among them.
-pub fn at_most(caches: &[SlabCache], machine: Machine) -> HashMap<String, u64> {
-    let mut found = HashMap::new();
-    for cache in caches {
-        let dir = Path::new("/sys/kernel/slab").join(&cache.name);
-        // There the caches of each cgroup have lists of their own (5.8 and earlier).
-        if dir.join("cgroup").exists() {
-            continue;
-        }
-        if let Ok(slabs) = file::read_as(&dir.join("cpu_slabs"), parse) {
-            let capacity = file::read_as(&dir.join("sheaf_capacity"), parse).unwrap_or(0);
-            *found.entry(cache.name.clone()).or_default() +=
-                objects(slabs, cache.objects_per_slab, capacity, machine);
+/// The lists of this machine.
+#[derive(Debug, Default)]
+pub struct Lists {
+    machine: Option<Machine>,
+    /// Objects in a sheaf, by cache name.
+    capacities: HashMap<String, u64>,
+}
+
+impl Lists {
+    /// `None` of it is known where the kernel does not list its CPUs.
+    pub fn of_this_machine() -> Self {
+        Self {
+            machine: Machine::here().ok(),
+            capacities: HashMap::new(),
         }
     }
-    found
+
+    /// Free objects of each cache, by name, that may lie on lists now. A cache whose lists the kernel
+    /// does not show (SLAB) is not among them.
+    pub fn at_most(&mut self, caches: &[SlabCache]) -> HashMap<String, u64> {
+        let Some(machine) = self.machine else {
+            return HashMap::new();
+        };
+        let mut found = HashMap::new();
+        for cache in caches {
+            let known = if cache.active_objects == 0 {
+                Some(0)
+            } else {
+                self.of_cache(cache, machine)
+            };
+            if let Some(objects) = known {
+                found.insert(cache.name.clone(), objects);
+            }
+        }
+        found
+    }
+
+    fn of_cache(&mut self, cache: &SlabCache, machine: Machine) -> Option<u64> {
+        let dir = Path::new("/sys/kernel/slab").join(&cache.name);
+        let slabs = file::read_as(&dir.join("cpu_slabs"), parse).ok()?;
+        let capacity = *self
+            .capacities
+            .entry(cache.name.clone())
+            .or_insert_with(|| file::read_as(&dir.join("sheaf_capacity"), parse).unwrap_or(0));
+        Some(objects(slabs, cache, capacity, machine))
+    }
 }
 
 /// `cpu_slabs` are the slabs that CPUs allocate from, with their partial ones
-/// (`show_slab_objects`, mm/slub.c).
-fn objects(slabs: u64, objects_per_slab: u64, sheaf_capacity: u64, machine: Machine) -> u64 {
+/// (`show_slab_objects`, mm/slub.c, which may read one while it moves, and then says anything). What
+/// lies on lists counts as in use, so that it is no more than that.
+fn objects(slabs: u64, cache: &SlabCache, sheaf_capacity: u64, machine: Machine) -> u64 {
     let sheaves = SHEAVES_A_CPU * machine.cpus + FULL_SHEAVES * machine.nodes;
     slabs
-        .saturating_mul(objects_per_slab)
+        .saturating_mul(cache.objects_per_slab)
         .saturating_add(sheaf_capacity.saturating_mul(sheaves))
+        .min(cache.active_objects)
 }
 
 /// Parses what one of these files says: a sum, and the sum of each node after it (`22 N0=20 N1=2`).
@@ -89,28 +119,40 @@ mod tests {
         parse(b"N0=1\n").unwrap_err();
     }
 
+    fn cache(name: &str, active_objects: u64) -> SlabCache {
+        SlabCache {
+            name: name.to_owned(),
+            active_objects,
+            objects: active_objects,
+            object_bytes: 8,
+            objects_per_slab: 21,
+            pages_per_slab: 1,
+            active_slabs: 1,
+            slabs: 1,
+        }
+    }
+
     #[test]
-    fn slabs_of_cpus_and_sheaves_hold_so_many_at_most() {
+    fn slabs_of_cpus_and_sheaves_hold_so_many_at_most_and_no_more_than_are_in_use() {
         let machine = Machine { cpus: 2, nodes: 1 };
-        assert_eq!(objects(3, 21, 0, machine), 63);
+        let many = cache("many", 10_000);
+        assert_eq!(objects(3, &many, 0, machine), 63);
         // Two CPUs' three sheaves, and ten of the node.
-        assert_eq!(objects(0, 21, 60, machine), 16 * 60);
-        assert_eq!(objects(u64::MAX, 21, 60, machine), u64::MAX);
+        assert_eq!(objects(0, &many, 60, machine), 16 * 60);
+        assert_eq!(objects(u64::MAX, &many, 60, machine), 10_000);
+        assert_eq!(objects(3, &cache("few", 5), 60, machine), 5);
     }
 
     #[test]
     fn a_cache_of_which_the_kernel_shows_no_lists_is_left_out() {
-        let cache = SlabCache {
-            name: "no such cache/../..".to_owned(),
-            active_objects: 1,
-            objects: 1,
-            object_bytes: 8,
-            objects_per_slab: 1,
-            pages_per_slab: 1,
-            active_slabs: 1,
-            slabs: 1,
+        let mut lists = Lists {
+            machine: Some(Machine { cpus: 1, nodes: 1 }),
+            ..Lists::default()
         };
-        let machine = Machine { cpus: 1, nodes: 1 };
-        assert!(at_most(&[cache], machine).is_empty());
+        let hidden = "no such cache/../..";
+        assert!(lists.at_most(&[cache(hidden, 1)]).is_empty());
+        let unused = lists.at_most(&[cache(hidden, 0)]);
+        assert_eq!(unused[hidden], 0);
+        assert!(Lists::default().at_most(&[cache(hidden, 0)]).is_empty());
     }
 }
