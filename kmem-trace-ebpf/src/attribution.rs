@@ -311,6 +311,11 @@ pub fn moved(object: &Object, allocation: bool) -> Asked {
     };
     let slab = slab_of(object.address, map);
     let mut memcg = 0;
+    if slab == 0 && object.cache != 0 {
+        // Of a cache, and in none of its slabs.
+        tally(SLAB_MISREAD, 1);
+        return unasked;
+    }
     if slab != 0 {
         key.cache = peek(slab, config!(slab_cache));
         key.size = peek_half(key.cache, config!(kmem_cache_size));

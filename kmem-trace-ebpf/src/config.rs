@@ -181,13 +181,21 @@ pub struct Config {
     pub slab_list: u32,
     /// The vector of payers: `obj_exts`, `memcg_data` or `obj_cgroups`.
     pub slab_vector: u32,
-    /// Bytes between its elements.
+    /// Bytes between its elements, where the slab does not say it.
     pub vector_stride: u32,
+    /// `struct slab`: `stride`, and the bits of the word there that are it; [`ABSENT`]: no such thing.
+    pub slab_stride: u32,
+    pub slab_stride_mask: u32,
     /// The payer in an element.
     pub vector_objcg: u32,
-    /// Word and bit of `obj_exts_in_object`; [`ABSENT`]: no such thing.
+    /// Word and bit of `obj_exts_in_object`; [`ABSENT`]: no such thing. In the same word, the bit of
+    /// `obj_exts_needs_objcg`, without which the elements are no payers; 0: no such thing.
     pub slab_in_object: u32,
     pub slab_in_object_mask: u32,
+    pub slab_needs_objcg_mask: u32,
+    /// Word of `objects`, where KFENCE may hand out objects, alone in their slab and anywhere in it;
+    /// [`ABSENT`] where it does not.
+    pub slab_objects: u32,
     /// `struct obj_cgroup`: `memcg`.
     pub objcg_memcg: u32,
     /// `struct mem_cgroup`: `css.serial_nr`, greater than that of every older cgroup.
@@ -197,6 +205,8 @@ pub struct Config {
     /// Where there is one for each node instead: `nodeinfo`, and `struct mem_cgroup_per_node`: `objcg`.
     pub memcg_nodeinfo: u32,
     pub per_node_objcg: u32,
+    /// Nodes that there can be (`nr_node_ids`).
+    pub nodes: u32,
     /// `struct kmem_cache`: `node`, `oo`, `min`; `struct kmem_cache_node`: `partial.next`.
     pub kmem_cache_node: u32,
     pub kmem_cache_oo: u32,
@@ -257,7 +267,6 @@ pub struct Config {
     pub try_charge_depth: u32,
     /// The same for the user charge path.
     pub user_charge_depth: u32,
-    pub reserved: u32,
 }
 
 /// Arguments of the handlers of limit files.
@@ -436,14 +445,19 @@ impl Config {
         slab_list: ABSENT,
         slab_vector: ABSENT,
         vector_stride: ABSENT,
+        slab_stride: ABSENT,
+        slab_stride_mask: 0,
         vector_objcg: ABSENT,
         slab_in_object: ABSENT,
         slab_in_object_mask: 0,
+        slab_needs_objcg_mask: 0,
+        slab_objects: ABSENT,
         objcg_memcg: ABSENT,
         memcg_serial: ABSENT,
         memcg_objcg: ABSENT,
         memcg_nodeinfo: ABSENT,
         per_node_objcg: ABSENT,
+        nodes: 0,
         kmem_cache_node: ABSENT,
         kmem_cache_oo: ABSENT,
         kmem_cache_min: ABSENT,
@@ -479,6 +493,5 @@ impl Config {
         copies_mask: 0,
         try_charge_depth: 0,
         user_charge_depth: 0,
-        reserved: 0,
     };
 }

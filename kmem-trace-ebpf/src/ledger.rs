@@ -87,12 +87,14 @@ pub fn counter_changed(ctx: Context, counter: u64, pages: u64, op: u8) {
 #[inline(always)]
 pub fn user_charged(ctx: Context, memcg: u64, pages: u32, gfp: u32, result: i32) {
     let Some(cgroup) = cgroup_of(memcg) else {
+        tally(LOST_UNREAD + ROLE_USER_CHARGE, 1);
         return;
     };
     if !is_traced(cgroup) {
         return;
     }
     let Some(cgroup_id) = id_of(cgroup) else {
+        tally(LOST_UNREAD + ROLE_USER_CHARGE, 1);
         return;
     };
     if let Some((place, new)) = totals(cgroup_id) {

@@ -8,11 +8,11 @@ use kmem_trace_ebpf::{
         FILE_LEN, KIND_LIMIT, LIMITS, LimitRecord, SOURCE_FILE, SOURCE_KMEM, TEXT_LEN, UNREAD,
         UNREAD_WORD,
     },
-    totals::{COUNTERS, ROLE_LIMIT},
+    totals::{COUNTERS, LOST_MAP_FULL, LOST_UNREAD, ROLE_LIMIT},
 };
 
 use crate::{
-    maps::{Context, header, send},
+    maps::{Context, header, send, tally},
     memcg::{cgroup_of, id_of, is_traced},
     read::{config, member, read_kernel_str},
 };
@@ -177,11 +177,14 @@ fn begin(nested: u64, writing: Writing) {
     }
     read_limits!(writing.memcg, (&raw mut writing.before).cast());
     writing.kmem_before = u64::from(kmem_state(writing.memcg));
-    let _ = WRITING.insert(
+    let kept = WRITING.insert(
         bpf_get_current_pid_tgid() | nested,
         &writing,
         u64::from(BPF_ANY),
     );
+    if kept.is_err() {
+        tally(LOST_MAP_FULL + ROLE_LIMIT, 1);
+    }
 }
 
 /// The write that this thread began returned `result`.
@@ -204,6 +207,8 @@ fn finish(ctx: Context, nested: u64, source: u32, result: i64) {
     };
     let writing = unsafe { &*found };
     let Some(cgroup_id) = id_of(writing.cgroup) else {
+        let _ = WRITING.remove(key);
+        tally(LOST_UNREAD + ROLE_LIMIT, 1);
         return;
     };
     send::<LimitRecord>(ctx, ROLE_LIMIT, |record| unsafe {

@@ -68,7 +68,7 @@ use kmem_trace_ebpf::{
         OP_ALLOC, OP_ATTACH, OP_CHARGE, OP_FREE, OP_MKDIR, OP_REFUSED, OP_RELEASE, OP_RENAME,
         OP_RMDIR, OP_TRY_CHARGE, OP_UNCHARGE,
     },
-    totals::{LOST_PAGES, LOST_UNREAD, ROLE_CHARGE, SECOND_RUNS},
+    totals::{LOST_MAP_FULL, LOST_PAGES, LOST_UNREAD, ROLE_CHARGE, ROLE_USER_CHARGE, SECOND_RUNS},
 };
 
 #[cfg(not(feature = "old"))]
@@ -168,10 +168,10 @@ pub fn kp_user_charge(ctx: ProbeContext) -> u32 {
     let pages = register_argument(ctx.regs, config!(user_charge_pages));
     let gfp = register_argument(ctx.regs, config!(user_charge_gfp));
     let at_entry = stack_pointer(ctx.regs).wrapping_add(u64::from(config!(user_charge_depth)));
-    remember(
-        at_entry,
-        [memcg, (gfp << 32) | (pages & 0xffff_ffff), asked(memcg, mm)],
-    );
+    let arguments = [memcg, (gfp << 32) | (pages & 0xffff_ffff), asked(memcg, mm)];
+    if !remember(at_entry, arguments) {
+        tally(LOST_MAP_FULL + ROLE_USER_CHARGE, 1);
+    }
     0
 }
 

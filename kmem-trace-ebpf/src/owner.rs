@@ -26,8 +26,8 @@ use crate::{
 #[map]
 pub static DEAD: LruHashMap<u64, Dead> = LruHashMap::with_max_entries(MOST_DEAD, 0);
 
-/// Nodes whose objcgs are told apart, where each has its own.
-const NODES: u32 = 8;
+/// Nodes whose objcgs are told apart, where each has its own, at most.
+const NODES: u32 = 64;
 
 /// The memory cgroup of a task; 0: none.
 #[inline(always)]
@@ -120,7 +120,7 @@ pub extern "C" fn former(objcg: u64, memcg: u64) -> u64 {
     if config!(memcg_objcg) == ABSENT {
         let mut node = 1;
         while node < NODES {
-            if objcg_of(memcg, node) == objcg {
+            if node < config!(nodes) && objcg_of(memcg, node) == objcg {
                 return 0;
             }
             node += 1;
@@ -155,7 +155,7 @@ pub fn removed(cgroup: u64) {
     };
     let mut node = 0;
     while node < NODES {
-        if node == 0 || config!(memcg_objcg) == ABSENT {
+        if node == 0 || config!(memcg_objcg) == ABSENT && node < config!(nodes) {
             let objcg = objcg_of(memcg, node);
             if cgroup_id == OTHERS {
                 // Whose entry that may be had the address before.

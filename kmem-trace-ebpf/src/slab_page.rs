@@ -10,6 +10,9 @@ use crate::read::{attributes, config, member, peek, peek_half};
 pub static MEMORY_MAP: Array<u64> = Array::with_max_entries(1, 0);
 
 const PAGE_SHIFT: u32 = 12;
+/// `objects` in the word of `inuse`, `objects` and `frozen` (`struct slab`, mm/slab.h).
+const OBJECTS_SHIFT: u32 = 16;
+const OBJECTS_MASK: u32 = 0x7fff;
 /// The top 4 GiB of addresses are kernel text and what is fixed, none of it the memory map.
 const COMPOUND_MASK: u64 = 0xffff_ffff_0000_0000;
 
@@ -63,6 +66,12 @@ fn from_a_slab_of(cache: u64) -> Option<u64> {
     let order = member::<u32>(cache, config!(kmem_cache_oo))? >> 16;
     let smaller = member::<u32>(cache, config!(kmem_cache_min))? >> 16;
     if order != smaller || order > 10 {
+        return None;
+    }
+    // Nobody holds its lock: only what is the same after as before was a slab of this cache.
+    if member::<u64>(slab, config!(slab_cache)) != Some(cache)
+        || member::<u64>(slab, config!(slab_freelist)) != Some(object)
+    {
         return None;
     }
     let first_page = (object >> PAGE_SHIFT) & !((1u64 << order) - 1);
@@ -127,12 +136,26 @@ pub fn objcg_of(slab: u64, address: u64, map: u64, size: u32) -> u64 {
     };
     // A slab is far smaller than 4 GiB. Divisions that may panic are none that the verifier takes.
     let offset = address.wrapping_sub(page << PAGE_SHIFT) as u32;
-    let index = offset.checked_div(size).unwrap_or(0);
-    let mut stride = config!(vector_stride);
-    if config!(slab_in_object) != ABSENT
-        && peek_half(slab, config!(slab_in_object)) & config!(slab_in_object_mask) != 0
+    let mut index = offset.checked_div(size).unwrap_or(0);
+    // An object of KFENCE's is alone in its slab (`obj_to_index`), wherever in its page it lies.
+    if config!(slab_objects) != ABSENT
+        && (peek_half(slab, config!(slab_objects)) >> OBJECTS_SHIFT) & OBJECTS_MASK == 1
     {
-        stride = size;
+        index = 0;
+    }
+    let mut stride = config!(vector_stride);
+    if config!(slab_stride) != ABSENT {
+        stride = peek_half(slab, config!(slab_stride)) & config!(slab_stride_mask);
+    }
+    if config!(slab_in_object) != ABSENT {
+        let flags = peek_half(slab, config!(slab_in_object));
+        let needed = config!(slab_needs_objcg_mask);
+        if needed != 0 && flags & needed == 0 {
+            return 0;
+        }
+        if flags & config!(slab_in_object_mask) != 0 {
+            stride = size;
+        }
     }
     let element = vector.wrapping_add(u64::from(index).wrapping_mul(u64::from(stride)));
     peek(element, config!(vector_objcg)) & !7

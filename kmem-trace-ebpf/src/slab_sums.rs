@@ -2,7 +2,7 @@
 //! what it holds.
 
 use aya_ebpf::{
-    bindings::{BPF_F_MMAPABLE, BPF_NOEXIST},
+    bindings::{BPF_ANY, BPF_F_MMAPABLE, BPF_NOEXIST},
     macros::map,
     maps::{Array, HashMap, Stack},
 };
@@ -44,7 +44,7 @@ pub static SLAB_LAST: Array<u32> = Array::with_max_entries(1, 0);
 /// What leaves as many bits as tell [`LAST`] apart.
 const LAST_SHIFT: u32 = 64 - LAST.trailing_zeros();
 
-/// Writes a cache down.
+/// Writes a cache down, over what was at its address before.
 #[inline(always)]
 fn note_cache(cache: u64, size: u32) {
     let mut entry = Cache {
@@ -64,7 +64,7 @@ fn note_cache(cache: u64, size: u32) {
             )
         };
     }
-    let _ = CACHES.insert(cache, &entry, u64::from(BPF_NOEXIST));
+    let _ = CACHES.insert(cache, &entry, u64::from(BPF_ANY));
 }
 
 /// Takes a place for a key: its number and 1 more; 0 where there is none.
@@ -122,7 +122,7 @@ extern "C" fn find_place(
     let place = match SLAB_PLACES.get_ptr(&key) {
         Some(found) => u64::from(unsafe { *found }) + 1,
         None => {
-            if cache != 0 && CACHES.get_ptr(cache).is_none() {
+            if cache != 0 {
                 note_cache(cache, key.size);
             }
             take_slab_place(&key)

@@ -1,6 +1,8 @@
 //! From an object's address to its payer: the offsets of this kernel's generation, all of them
 //! asked for by name. What is absent disables slab attribution, with the name of what is absent.
 
+use std::path::Path;
+
 use kmem_trace_ebpf::config::{ABSENT, Config};
 
 use super::{layout::Sources, plan::Resolved, table::Mechanism};
@@ -10,6 +12,15 @@ use crate::kernel::{btf::KernelBtf, proc};
 /// says nothing (include/linux/gfp.h, include/linux/slab.h: the same in 5.10 and 6.1).
 const GFP_ACCOUNT: u32 = 0x0040_0000;
 const SLAB_ACCOUNT: u32 = 0x0400_0000;
+
+/// There while the kernel may profile allocations (`procfs_init`, lib/alloc_tag.c).
+const ALLOCINFO: &str = "/proc/allocinfo";
+
+/// Whether KFENCE takes allocations out of their caches, by its sample interval.
+fn kfence_hands_out() -> bool {
+    let interval = Path::new("/sys/module/kfence/parameters/sample_interval");
+    std::fs::read(interval).is_ok_and(|text| text.trim_ascii() != b"0")
+}
 
 /// Fills in what attribution needs.
 ///
@@ -84,12 +95,35 @@ fn slabs(btf: &KernelBtf, config: &mut Config) -> Result<(), String> {
         config.vector_stride = 8;
         config.vector_objcg = 0;
     }
-    if let Ok(member) = btf.member("slab", "obj_exts_in_object")
-        && let Some(bits) = member.bits
-    {
-        // Read as the aligned word around the bit.
-        config.slab_in_object = member.offset & !3;
-        config.slab_in_object_mask = 1 << ((member.offset & 3) * 8 + bits.first);
+    if let Ok(found) = btf.member("slab", "stride") {
+        config.slab_stride = found.offset;
+        // It was 16 bits at first, which the 16 after it make a word of: little endian.
+        config.slab_stride_mask = match found.size {
+            2 => 0xffff,
+            _ => u32::MAX,
+        };
+    }
+    // Read as the aligned word around the bit.
+    let bit = |name| {
+        let member = btf.member("slab", name).ok()?;
+        let first = member.bits?.first;
+        Some((member.offset & !3, 1 << ((member.offset & 3) * 8 + first)))
+    };
+    if let Some((word, mask)) = bit("obj_exts_in_object") {
+        config.slab_in_object = word;
+        config.slab_in_object_mask = mask;
+        if let Some((needs, mask)) = bit("obj_exts_needs_objcg")
+            && needs == word
+        {
+            config.slab_needs_objcg_mask = mask;
+            // What allocations are profiled by then stands behind each payer (`slab_obj_ext_size`).
+            if btf.member("slabobj_ext", "_ctref").is_ok() && Path::new(ALLOCINFO).exists() {
+                config.vector_stride *= 2;
+            }
+        }
+    }
+    if kfence_hands_out() {
+        config.slab_objects = either(btf, &[("slab", "counters"), ("page", "counters")])?;
     }
     config.objcg_memcg = either(btf, &[("obj_cgroup", "memcg")])?;
     // Where one of these is absent, what a removed cgroup holds counts as its parent's.
@@ -99,6 +133,13 @@ fn slabs(btf: &KernelBtf, config: &mut Config) -> Result<(), String> {
     config.per_node_objcg = either(btf, &[("mem_cgroup_per_node", "objcg")]).unwrap_or(ABSENT);
     if config.kmem_cache_size == ABSENT || config.kmem_cache_flags == ABSENT {
         return Err("struct kmem_cache has no size or no flags in this kernel's BTF".to_owned());
+    }
+    // `nr_node_ids`.
+    let nodes = proc::cpus::possible_nodes().unwrap_or_default();
+    config.nodes = nodes.last().map_or(1, |last| last + 1);
+    // SLAB, which went in 6.8, has its payers in another order.
+    if btf.member("kmem_cache", "oo").is_err() {
+        return Err("the slab allocator of this kernel is not SLUB".to_owned());
     }
     // Only for finding the memory map where the symbol table has no variables.
     config.kmem_cache_node = either(btf, &[("kmem_cache", "node")]).unwrap_or(ABSENT);

@@ -14,7 +14,10 @@ use aya::{
 };
 use kmem_trace_ebpf::{config::ABSENT, config::Config, selfcheck};
 
-use super::features::{Feature, Lacking};
+use super::{
+    allowed::cause,
+    features::{Feature, Lacking},
+};
 use crate::kernel::{
     btf::KernelBtf,
     cgroupfs::{self, Hierarchy, MemoryMount, ResolveError},
@@ -147,8 +150,10 @@ pub fn offsets_hold(
     let found = match run(ebpf) {
         Ok(found) => found,
         Err(error) => {
-            log::debug!("offsets are not checked: {error}");
-            return Ok(Err(UNCHECKED.to_owned()));
+            return Ok(Err(format!(
+                "the type information was not checked against this kernel, which did not run the program for it: {}",
+                cause(&error)
+            )));
         }
     };
     let what = match found {

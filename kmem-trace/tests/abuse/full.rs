@@ -212,12 +212,13 @@ fn a_soak_at_full_rate_ends_with_a_ledger_that_holds() {
         return;
     }
     let parent = Cgroup::top(&own("soak"));
-    let tracer = Tracer::start(&format!("-c {} -i 500ms", parent.name));
+    let interval = scaled("500ms", "500ms", "5s");
+    let tracer = Tracer::start(&format!("-c {} -i {interval}", parent.name));
     let exact = tracer.plan()["mode"] == "exact";
     let time = scaled(
         Duration::from_secs(3),
         Duration::from_secs(3),
-        Duration::from_secs(300),
+        Duration::from_secs(3600),
     );
     let (pipes, processes) = thread::scope(|scope| {
         let pipes = scope.spawn(|| storm::pipes_for(time));

@@ -32,9 +32,7 @@ fn a_storm_makes_it_step_down_and_every_step_is_said() {
     let words = format!("-c {} -i 100ms --max-overhead 0.1", parent.name);
     let tracer = Tracer::start(&words);
     let exact = tracer.plan()["mode"] == "exact";
-    let followed_slab = soon(Duration::from_secs(2), || {
-        lines::of_type(&tracer.all(), "node").count() > 0
-    });
+    let followed_slab = soon(Duration::from_secs(2), || tracer.count("node") > 0);
     let ended = soon(PATIENCE, || {
         storm::pipes_for(Duration::from_millis(200));
         steps(&tracer.all())
@@ -65,7 +63,7 @@ fn a_storm_makes_it_step_down_and_every_step_is_said() {
     held.end();
     lines::assert_holds(&report);
     assert!(number(&report, "charged_bytes") > 20 << 20, "{report}");
-    let slab_so_far = lines::of_type(&tracer.all(), "slab").count();
+    let slab_so_far = tracer.count("slab");
     thread::sleep(Duration::from_millis(1200));
     let ended = tracer.end();
     let summary = ended.assert_fine();

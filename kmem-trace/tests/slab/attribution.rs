@@ -54,16 +54,12 @@ pub(super) struct Slab {
 impl Slab {
     /// The first whole one after this call.
     pub(super) fn next(tracer: &Tracer) -> Self {
-        let seen = lines::of_type(&tracer.all(), "node").count() + 1;
-        let mut all = Vec::new();
+        let seen = tracer.count("node") + 1;
         assert!(
-            soon(Duration::from_secs(60), || {
-                all = tracer.all();
-                lines::of_type(&all, "node").count() > seen
-            }),
+            soon(Duration::from_secs(60), || tracer.count("node") > seen),
             "no more node lines"
         );
-        Self::after(&all, seen)
+        tracer.see(|all| Self::after(all, seen))
     }
 
     /// Those between the `nodes`th node line and the one after it.

@@ -12,7 +12,11 @@ pub fn of_type<'a>(lines: &'a [Value], kind: &'a str) -> impl Iterator<Item = &'
 
 /// Reports on one cgroup.
 pub fn reports<'a>(lines: &'a [Value], cgroup: &'a str) -> impl Iterator<Item = &'a Value> {
-    of_type(lines, "report").filter(move |line| line["cgroup"] == cgroup)
+    lines.iter().filter(move |line| is_report(line, cgroup))
+}
+
+pub fn is_report(line: &Value, cgroup: &str) -> bool {
+    is(line, "report") && line["cgroup"] == cgroup
 }
 
 /// A number that has to be there.

@@ -56,13 +56,11 @@ impl Tracer {
     pub fn start_with(arguments: &[&str]) -> Self {
         let tracer = Self::spawn(arguments);
         let ready = soon(PATIENCE, || {
-            tracer.all().iter().any(|line| lines::is(line, "plan")) || tracer.readers_done()
+            tracer.found(|line| lines::is(line, "plan")).is_some() || tracer.readers_done()
         });
         let error = lock(&tracer.error).clone();
-        assert!(
-            ready && !tracer.all().is_empty(),
-            "no trace with {arguments:?}: {error}"
-        );
+        let said = !lock(&tracer.lines).is_empty();
+        assert!(ready && said, "no trace with {arguments:?}: {error}");
         tracer
     }
 
@@ -117,10 +115,24 @@ impl Tracer {
         lock(&self.lines).clone()
     }
 
+    /// Looks at everything it said so far in its place: reports by the thousand are copied for seconds in
+    /// an emulated machine.
+    pub fn see<T>(&self, look: impl FnOnce(&[Value]) -> T) -> T {
+        look(&lock(&self.lines))
+    }
+
+    /// The first line that `wanted` accepts.
+    fn found(&self, wanted: impl Fn(&Value) -> bool) -> Option<Value> {
+        self.see(|lines| lines.iter().find(|line| wanted(line)).cloned())
+    }
+
+    /// How many lines there are of a kind.
+    pub fn count(&self, kind: &str) -> usize {
+        self.see(|lines| lines::of_type(lines, kind).count())
+    }
+
     pub fn plan(&self) -> Value {
-        lines::of_type(&self.all(), "plan")
-            .next()
-            .cloned()
+        self.found(|line| lines::is(line, "plan"))
             .expect("there is a plan once it started")
     }
 
@@ -142,10 +154,9 @@ impl Tracer {
         // The clock of the reports starts after ours, so one that is that old began later.
         let now = self.start.elapsed().as_secs_f64();
         let mut found = None;
-        let have = |line: &&Value| line["elapsed_s"].as_f64().is_some_and(|at| at > now);
+        let late = |line: &Value| line["elapsed_s"].as_f64().is_some_and(|at| at > now);
         let came = soon(PATIENCE, || {
-            let all = self.all();
-            found = lines::reports(&all, cgroup).find(have).cloned();
+            found = self.found(|line| lines::is_report(line, cgroup) && late(line));
             found.is_some()
         });
         assert!(came, "no report on {cgroup}: {}", lock(&self.error));
@@ -157,10 +168,7 @@ impl Tracer {
     pub fn event(&self, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
         let mut found = None;
         let came = soon(Duration::from_secs(10), || {
-            let all = self.all();
-            found = lines::of_type(&all, "event")
-                .find(|line| wanted(line))
-                .cloned();
+            found = self.found(|line| lines::is(line, "event") && wanted(line));
             found.is_some()
         });
         assert!(came, "no event: {what}; events: {:#?}", self.all());

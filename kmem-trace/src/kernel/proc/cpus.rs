@@ -23,6 +23,18 @@ pub fn possible() -> Result<Vec<u32>, FileError> {
     list("possible")
 }
 
+/// Nodes that there could ever be; none where the kernel is built without NUMA.
+///
+/// # Errors
+/// [`FileError`].
+pub fn possible_nodes() -> Result<Vec<u32>, FileError> {
+    let path = Path::new("/sys/devices/system/node/possible");
+    if !path.exists() {
+        return Ok(Vec::new());
+    }
+    file::read_as(path, parse_list)
+}
+
 fn list(name: &str) -> Result<Vec<u32>, FileError> {
     file::read_as(&Path::new("/sys/devices/system/cpu").join(name), parse_list)
 }

@@ -25,14 +25,9 @@ impl Machine {
     /// # Errors
     /// [`FileError`], where the kernel does not list its CPUs.
     fn here() -> Result<Self, FileError> {
-        let nodes = file::read_as(
-            Path::new("/sys/devices/system/node/possible"),
-            cpus::parse_list,
-        );
         Ok(Self {
             cpus: cpus::possible()?.len() as u64,
-            // Without NUMA there is no such file, and one node.
-            nodes: nodes.map_or(1, |nodes| nodes.len() as u64),
+            nodes: cpus::possible_nodes()?.len().max(1) as u64,
         })
     }
 }
