@@ -78,14 +78,10 @@ struct Trace {
 impl Trace {
     /// `None`, with a word, where this kernel cannot attach like that.
     fn start(cgroup: &str, attach: &str, arguments: &[&str]) -> Option<Self> {
-        Self::start_on(&[cgroup], attach, arguments)
-    }
-
-    fn start_on(cgroups: &[&str], attach: &str, arguments: &[&str]) -> Option<Self> {
         let binary = std::env::var("KMEM_TRACE_BIN").expect("the machine sets KMEM_TRACE_BIN");
         let mut child = Command::new(binary)
-            .args(cgroups.iter().flat_map(|name| ["--cgroup", name]))
-            .args(["--format", "json", "--attach", attach, "--no-slab"])
+            .args(["--cgroup", cgroup, "--format", "json", "--attach", attach])
+            .arg("--no-slab")
             .args(arguments)
             .stdout(Stdio::piped())
             .spawn()
@@ -269,17 +265,21 @@ impl Drop for Task {
 
 fn each_text_is_told(attach: &str) {
     // One trace for them all: an emulated machine takes seconds to begin one.
+    let parent = Cgroup::new(&format!("limits-{attach}"));
+    if !is_v1() {
+        let file = parent.dir.join("cgroup.subtree_control");
+        fs::write(file, "+memory").expect("its children can have limits");
+    }
     let mut asked = Vec::new();
     for (number, file) in files().iter().enumerate() {
-        let cgroup = Cgroup::new(&format!("limits-{attach}-{number}"));
+        let cgroup = Cgroup::new(&format!("{}/{number}", parent.name));
         if cgroup.dir.join(file).exists() {
             asked.push((cgroup, file));
         } else {
             println!("this kernel has no {file}");
         }
     }
-    let names: Vec<_> = asked.iter().map(|(it, _)| it.name.as_str()).collect();
-    let Some(trace) = Trace::start_on(&names, attach, &["--events", "limit.write"]) else {
+    let Some(trace) = Trace::start(&parent.name, attach, &["--events", "limit.write"]) else {
         return;
     };
     for (cgroup, file) in &asked {
