@@ -96,6 +96,22 @@ impl SlabLost {
         *self == Self::default()
     }
 
+    /// Without what was lost before the figures began, which they do not hold either.
+    pub fn since(mut self, before: &Self) -> Self {
+        self.map_full = self.map_full.saturating_sub(before.map_full);
+        self.objects = self.objects.saturating_sub(before.objects);
+        self.misread = self.misread.saturating_sub(before.misread);
+        self.skipped = self.skipped.saturating_sub(before.skipped);
+        for (role, lost) in &mut self.by_role {
+            if let Some(before) = before.by_role.get(role) {
+                lost.map_full = lost.map_full.saturating_sub(before.map_full);
+                lost.skipped = lost.skipped.saturating_sub(before.skipped);
+            }
+        }
+        self.by_role.retain(|_, lost| *lost != RoleLost::default());
+        self
+    }
+
     /// What that makes of a line of objects that somebody pays for, or (`is_charged` false) nobody.
     pub fn reading(&self, is_charged: bool) -> Reading {
         let any = |role: &str, of: fn(&RoleLost) -> u64| self.by_role.get(role).map_or(0, of) > 0;
@@ -581,6 +597,30 @@ mod tests {
         };
         assert_eq!(both(&misread), [Reading::About; 2]);
         assert_eq!(Reading::AtLeast.sign(), "≥ ");
+    }
+
+    #[test]
+    fn what_was_lost_before_the_figures_began_makes_no_line_unsure() {
+        let lost = |misread, skipped| SlabLost {
+            misread,
+            skipped,
+            by_role: BTreeMap::from([(
+                "slab.free",
+                RoleLost {
+                    skipped,
+                    ..RoleLost::default()
+                },
+            )]),
+            ..SlabLost::default()
+        };
+        assert!(lost(2, 3).since(&lost(2, 3)).is_nothing());
+        let later = lost(2, 5).since(&lost(2, 3));
+        assert_eq!((later.misread, later.skipped), (0, 2));
+        assert_eq!(later.by_role["slab.free"].skipped, 2);
+        assert_eq!(
+            lost(1, 0).since(&SlabLost::default()),
+            lost(1, 0).since(&lost(0, 0))
+        );
     }
 
     #[test]

@@ -91,7 +91,7 @@ impl Session {
         }
     }
 
-    /// What the slab programs lost so far.
+    /// What the slab programs lost since the figures began.
     pub(super) fn slab_lost(&self) -> SlabLost {
         let mut by_role = self.lost_by_role();
         by_role.retain(|role, lost| {
@@ -105,6 +105,7 @@ impl Session {
             skipped: by_role.values().map(|lost| lost.skipped).sum(),
             by_role,
         }
+        .since(&self.slab_start.lost)
     }
 
     fn lost_by_role(&self) -> BTreeMap<&'static str, RoleLost> {

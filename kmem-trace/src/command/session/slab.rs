@@ -16,8 +16,8 @@ use crate::{
     reconcile::{
         coverage::{SlabFigures, coverage},
         slab::{
-            self as reconcile, CauseBytes, DeadLine, DeadTotals, Findings, SlabLine, SlabReport,
-            WrongPayerLine,
+            self as reconcile, CauseBytes, DeadLine, DeadTotals, Findings, SlabLine, SlabLost,
+            SlabReport, WrongPayerLine,
         },
     },
     stream::decode::text,
@@ -40,6 +40,8 @@ pub(super) struct SlabStart {
     /// The sums hold what was added up while programs were still being attached: a free may have been
     /// missed then, so none of it counts.
     pub(super) moment: SlabMoment,
+    /// Until then.
+    pub(super) lost: SlabLost,
     lists: Lists,
 }
 
@@ -109,6 +111,7 @@ impl Session {
             self.slab_start.lists = Lists::of_this_machine();
         }
         let caches = proc::slabinfo::read().unwrap_or_default();
+        self.slab_start.lost = self.slab_lost();
         self.slab_start.moment = self.slab_moment(&caches, FIRST_LOOKS);
     }
 
