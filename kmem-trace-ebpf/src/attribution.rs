@@ -151,8 +151,18 @@ extern "C" fn told_twice(address: u64) -> u64 {
     let Some(origin) = OWNERLESS.get_ptr(address) else {
         return 0;
     };
-    let (asker, call_site, bytes) =
-        unsafe { ((*origin).asker, (*origin).call_site, (*origin).bytes) };
+    let (asker, call_site, bytes, cause) = unsafe {
+        (
+            (*origin).asker,
+            (*origin).call_site,
+            (*origin).bytes,
+            (*origin).cause,
+        )
+    };
+    // Of an object that was here before and whose end was not seen.
+    if cause != CAUSE_NOT_SLAB {
+        return 0;
+    }
     let key = SlabKey {
         payer: 0,
         asker,
