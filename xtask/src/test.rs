@@ -45,12 +45,29 @@ pub enum Stage {
 /// Longest that a machine may take, in seconds: emulated, and beside whatever else runs.
 const PATIENCE_S: &str = "1800";
 
-/// One machine per line: kernel, cgroup version, more for the kernel's command line.
-const MATRIX: [(&str, &str, Option<&str>); 3] = [
-    ("6.1", "v1", None),
-    ("6.12", "v2", None),
-    ("6.12", "v2", Some("lockdown=confidentiality")),
+/// One machine per line: kernel, cgroup version, more for the kernel's command line, and what runs
+/// there instead of the target `kernel`: another, and the names that its tests begin with.
+const MATRIX: [(&str, &str, Option<&str>, Option<Part>); 4] = [
+    ("6.1", "v1", None, None),
+    ("6.12", "v2", None, None),
+    ("5.10", "v1", None, Some(WHO_AND_WHY)),
+    ("6.12", "v2", Some("lockdown=confidentiality"), None),
 ];
+
+type Part = (&'static str, &'static [&'static str]);
+
+/// Of slab, what finds payers, askers and causes; each load by itself takes minutes more
+/// (`cargo xtask matrix --target slab`).
+const WHO_AND_WHY: Part = (
+    "slab",
+    &[
+        "attribution::",
+        "causes::",
+        "dead::",
+        "events::",
+        "sockets::",
+    ],
+);
 
 pub fn main(arguments: &Arguments) -> Result<ExitCode> {
     if arguments.setup {
@@ -165,7 +182,7 @@ fn machines(jobs: usize) -> Result<Tally> {
         machine: vm::Arguments,
     }
     let mut all = Vec::new();
-    for (kernel, cgroup, append) in MATRIX {
+    for (kernel, cgroup, append, part) in MATRIX {
         let mut words = vec![
             "vm",
             "--kernel",
@@ -178,7 +195,12 @@ fn machines(jobs: usize) -> Result<Tally> {
         if let Some(append) = append {
             words.extend(["--append", append]);
         }
-        all.push(Line::try_parse_from(words)?.machine);
+        let mut machine = Line::try_parse_from(words)?.machine;
+        if let Some((target, names)) = part {
+            machine.tests = vm::matrix::targets(&[target.to_owned()])?;
+            machine.test_arguments = names.iter().map(|name| (*name).to_owned()).collect();
+        }
+        all.push(machine);
     }
     vm::run_tests(&all, jobs)
 }

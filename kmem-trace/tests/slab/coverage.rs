@@ -289,8 +289,7 @@ fn negative_dentries() -> i64 {
     words[4].parse().expect("it is a number")
 }
 
-#[test]
-fn all_slab_of_negative_dentries_is_told_of() {
+fn told_of_negative_dentries(count: u32) {
     if !machine::is_vm() {
         return;
     }
@@ -309,7 +308,37 @@ fn all_slab_of_negative_dentries_is_told_of() {
         machine::skip("no file system here keeps negative dentries");
         return;
     }
-    told_as_it_comes(&format!("dir={dir} negative=200000"));
+    told_as_it_comes(&format!("dir={dir} negative={count}"));
+}
+
+#[test]
+fn all_slab_of_negative_dentries_is_told_of() {
+    told_of_negative_dentries(200_000);
+}
+
+#[test]
+#[ignore = "takes minutes; xtask vm, slab's tests, --mem 4G --test-arg=--ignored"]
+fn all_slab_of_a_million_negative_dentries_is_told_of() {
+    told_of_negative_dentries(1_000_000);
+}
+
+#[test]
+#[ignore = "takes minutes; xtask vm, slab's tests, --mem 4G --test-arg=--ignored"]
+fn all_slab_of_a_million_files_in_tmpfs_is_told_of() {
+    if !machine::is_vm() {
+        return;
+    }
+    // By default there may be as many as half of the memory has pages.
+    let flags = nix::mount::MsFlags::MS_REMOUNT;
+    let raised = nix::mount::mount(
+        None::<&str>,
+        "/dev/shm",
+        None::<&str>,
+        flags,
+        Some("nr_inodes=1100000"),
+    );
+    raised.expect("root may raise it");
+    told_as_it_comes("dir=/dev/shm dentries=1000000");
 }
 
 #[test]
