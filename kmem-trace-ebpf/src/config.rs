@@ -193,9 +193,11 @@ pub struct Config {
     pub slab_in_object: u32,
     pub slab_in_object_mask: u32,
     pub slab_needs_objcg_mask: u32,
-    /// Word of `objects`, where KFENCE may hand out objects, alone in their slab and anywhere in it;
-    /// [`ABSENT`] where it does not.
+    /// Word of `objects`, and where in it that is; where KFENCE may hand out objects, alone in their slab
+    /// and anywhere in it. [`ABSENT`] where it does not.
     pub slab_objects: u32,
+    pub slab_objects_shift: u32,
+    pub slab_objects_mask: u32,
     /// `struct obj_cgroup`: `memcg`.
     pub objcg_memcg: u32,
     /// `struct mem_cgroup`: `css.serial_nr`, greater than that of every older cgroup.
@@ -452,6 +454,8 @@ impl Config {
         slab_in_object_mask: 0,
         slab_needs_objcg_mask: 0,
         slab_objects: ABSENT,
+        slab_objects_shift: 0,
+        slab_objects_mask: 0,
         objcg_memcg: ABSENT,
         memcg_serial: ABSENT,
         memcg_objcg: ABSENT,

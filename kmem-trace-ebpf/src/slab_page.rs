@@ -10,9 +10,6 @@ use crate::read::{attributes, config, member, peek, peek_half};
 pub static MEMORY_MAP: Array<u64> = Array::with_max_entries(1, 0);
 
 const PAGE_SHIFT: u32 = 12;
-/// `objects` in the word of `inuse`, `objects` and `frozen` (`struct slab`, mm/slab.h).
-const OBJECTS_SHIFT: u32 = 16;
-const OBJECTS_MASK: u32 = 0x7fff;
 /// The top 4 GiB of addresses are kernel text and what is fixed, none of it the memory map.
 const COMPOUND_MASK: u64 = 0xffff_ffff_0000_0000;
 
@@ -138,10 +135,11 @@ pub fn objcg_of(slab: u64, address: u64, map: u64, size: u32) -> u64 {
     let offset = address.wrapping_sub(page << PAGE_SHIFT) as u32;
     let mut index = offset.checked_div(size).unwrap_or(0);
     // An object of KFENCE's is alone in its slab (`obj_to_index`), wherever in its page it lies.
-    if config!(slab_objects) != ABSENT
-        && (peek_half(slab, config!(slab_objects)) >> OBJECTS_SHIFT) & OBJECTS_MASK == 1
-    {
-        index = 0;
+    if config!(slab_objects) != ABSENT {
+        let word = peek_half(slab, config!(slab_objects));
+        if (word >> (config!(slab_objects_shift) & 31)) & config!(slab_objects_mask) == 1 {
+            index = 0;
+        }
     }
     let mut stride = config!(vector_stride);
     if config!(slab_stride) != ABSENT {

@@ -98,10 +98,10 @@ pub const ROLE_NAMES: [&str; LOSERS as usize] = [
 
 /// Records that found the ring full: a tally a role, from here on.
 pub const LOST_RING: u32 = 0;
-/// Events that found a map of sums full, by role.
+/// Events that found a map full, of sums or of calls under way; by role.
 pub const LOST_MAP_FULL: u32 = LOST_RING + LOSERS;
-/// Charges whose counter could not be read or whose call was not remembered: not in any total; by
-/// role.
+/// Events of which what they are about could not be read, and calls of counters that were not
+/// remembered: not in any total; by role.
 pub const LOST_UNREAD: u32 = LOST_MAP_FULL + LOSERS;
 /// Cgroups whose ancestors were deeper than the programs walk.
 pub const LOST_DEPTH: u32 = LOST_UNREAD + LOSERS;

@@ -203,6 +203,7 @@ fn what_a_cgroup_removed_before_the_trace_still_holds_is_its_parents() {
         let went = number(&after, "ledger_bytes") - number(&before, "ledger_bytes");
         assert!((went - left).abs() < MIB, "{went} of {left}: {after}");
     }
+    assert_eq!(number(&after, "descendants"), 0, "{after}");
     tracer.wait().assert_fine();
 }
 

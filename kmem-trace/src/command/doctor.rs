@@ -51,6 +51,7 @@ use crate::{
 pub fn main(args: &DoctorArgs) -> Result<()> {
     let strike = struck(&args.strike)?;
     loader::begin(args.btf.as_deref());
+    attaching::raise_memlock();
     let inspection = Inspection::read(args.btf.as_deref(), &args.forbid);
     let mount = MemoryMount::find();
     let (plan, tried) = tried(&inspection, mount.as_ref().ok(), args, strike);
@@ -122,7 +123,6 @@ fn tried(
         strike: strike.clone(),
         forbidden: args.forbid.clone(),
     };
-    attaching::raise_memlock();
     match attaching::attach_best(inspection, &request) {
         Ok((plan, _)) => (plan, Ok(())),
         Err(error) => (planned(), Err(format!("{error:#}"))),

@@ -159,10 +159,20 @@ fn reads(bpf: &Verdict, lockdown: Lockdown, lacking: &Lacking) -> Verdict {
 /// lets go of it again. What it loads and then does not let onto its function is found when it is
 /// attached ([`super::attach::Refused::closed`]).
 fn takes_on_functions(btf: &KernelBtf) -> Verdict {
-    // Ids of a file need not be the running kernel's.
-    if btf.path() != Path::new(KernelBtf::VMLINUX) {
-        return Ok(());
-    }
+    // Ids of a file need not be the running kernel's, which has to have its own for that.
+    let own = Path::new(KernelBtf::VMLINUX);
+    let loaded;
+    let btf = if btf.path() == own {
+        btf
+    } else {
+        loaded = KernelBtf::load(own).map_err(|_| {
+            format!(
+                "this kernel takes no programs on functions without {}",
+                own.display()
+            )
+        })?;
+        &loaded
+    };
     let mut refused = None;
     for id in TRIED.iter().filter_map(|name| btf.function_id(name)) {
         match bare::takes_on_function(id) {

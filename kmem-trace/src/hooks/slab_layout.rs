@@ -74,6 +74,10 @@ fn pages(btf: &KernelBtf, config: &mut Config) -> Result<(), String> {
 }
 
 fn slabs(btf: &KernelBtf, config: &mut Config) -> Result<(), String> {
+    // SLAB, which went in 6.8, has its payers in another order.
+    if btf.member("kmem_cache", "oo").is_err() {
+        return Err("the slab allocator of this kernel is not SLUB".to_owned());
+    }
     config.slab_cache = either(btf, &[("slab", "slab_cache"), ("page", "slab_cache")])?;
     config.slab_freelist = either(btf, &[("slab", "freelist"), ("page", "freelist")])?;
     config.slab_list = either(btf, &[("slab", "slab_list"), ("page", "slab_list")])?;
@@ -122,8 +126,14 @@ fn slabs(btf: &KernelBtf, config: &mut Config) -> Result<(), String> {
             }
         }
     }
-    if kfence_hands_out() {
-        config.slab_objects = either(btf, &[("slab", "counters"), ("page", "counters")])?;
+    let objects = ["slab", "page"].map(|strukt| btf.member(strukt, "objects").ok());
+    if let Some(objects) = objects.into_iter().flatten().next()
+        && let Some(bits) = objects.bits
+        && kfence_hands_out()
+    {
+        config.slab_objects = objects.offset & !3;
+        config.slab_objects_shift = (objects.offset & 3) * 8 + bits.first;
+        config.slab_objects_mask = (1 << bits.width) - 1;
     }
     config.objcg_memcg = either(btf, &[("obj_cgroup", "memcg")])?;
     // Where one of these is absent, what a removed cgroup holds counts as its parent's.
@@ -137,10 +147,6 @@ fn slabs(btf: &KernelBtf, config: &mut Config) -> Result<(), String> {
     // `nr_node_ids`.
     let nodes = proc::cpus::possible_nodes().unwrap_or_default();
     config.nodes = nodes.last().map_or(1, |last| last + 1);
-    // SLAB, which went in 6.8, has its payers in another order.
-    if btf.member("kmem_cache", "oo").is_err() {
-        return Err("the slab allocator of this kernel is not SLUB".to_owned());
-    }
     // Only for finding the memory map where the symbol table has no variables.
     config.kmem_cache_node = either(btf, &[("kmem_cache", "node")]).unwrap_or(ABSENT);
     config.kmem_cache_oo = either(btf, &[("kmem_cache", "oo")]).unwrap_or(ABSENT);

@@ -16,7 +16,7 @@ pub const WORTH_COMPARING_BYTES: u64 = 1 << 20;
 pub struct SlabFigures {
     /// `Slab` of `/proc/meminfo`.
     pub slab_bytes: u64,
-    /// None where `/proc/slabinfo` could not be read.
+    /// Empty where `/proc/slabinfo` could not be read.
     pub caches: Vec<SlabCache>,
     /// Free objects that may lie on per-CPU lists, by cache name.
     pub on_lists: HashMap<String, u64>,
@@ -30,7 +30,7 @@ pub struct SlabFigures {
 pub struct Meanwhile {
     /// By cache name.
     pub objects: HashMap<String, u64>,
-    /// Of all caches, and of large kmallocs.
+    /// Of all caches and large kmallocs, and of slabs.
     pub bytes: u64,
 }
 

@@ -43,6 +43,11 @@ impl Lost {
     }
 }
 
+/// Whether what a role loses is missing from the ledger.
+pub fn is_ledger(role: &str) -> bool {
+    role.starts_with("counter.") || role == "memcg.state"
+}
+
 /// A page counter beside `memory`, reconciled like it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct CounterReport {

@@ -122,11 +122,11 @@ fn lists_text(residual_bytes: i64, bound_bytes: Option<u64>) -> String {
     match bound_bytes {
         None => String::new(),
         Some(bound) => format!(
-            ", {} {} of free objects on per-CPU lists",
+            ", {} {} for free objects on lists and what moved while reading",
             if residual_bytes.unsigned_abs() <= bound {
                 "within"
             } else {
-                "beyond the"
+                "beyond"
             },
             human(bound)
         ),
@@ -288,10 +288,11 @@ fn terms(terms: &Terms) -> String {
     parts.join(" + ")
 }
 
-/// Of a cache's change by slabinfo, what the events told, and what lists may be of it.
+/// Of a cache's change by slabinfo, what the events told, and how far off that may be though no event
+/// is missing.
 fn coverage_text(coverage: f64, bound: Option<f64>) -> String {
     let lists = bound.map_or_else(String::new, |bound| {
-        format!(", lists up to {:.1} %", bound * 100.0)
+        format!(", off by up to {:.1} %", bound * 100.0)
     });
     format!("  [{:.1} % of slabinfo's change{lists}]", coverage * 100.0)
 }
@@ -323,9 +324,9 @@ mod tests {
 
     #[test]
     fn what_lists_may_hold_stands_beside_what_is_unexplained() {
-        let within = ", within 2.0 KiB of free objects on per-CPU lists";
+        let within = ", within 2.0 KiB for free objects on lists and what moved while reading";
         assert_eq!(lists_text(-2048, Some(2048)), within);
-        let beyond = ", beyond the 2.0 KiB of free objects on per-CPU lists";
+        let beyond = ", beyond 2.0 KiB for free objects on lists and what moved while reading";
         assert_eq!(lists_text(2049, Some(2048)), beyond);
         assert_eq!(lists_text(2049, None), "");
     }
@@ -337,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn coverage_says_how_much_of_it_lists_may_be() {
+    fn coverage_says_how_far_off_it_may_be() {
         let mut slab = SlabReport {
             lines: vec![SlabLine {
                 cgroup: "/a".to_owned(),
@@ -367,7 +368,7 @@ mod tests {
             findings: crate::reconcile::slab::Findings::default(),
         };
         let said = shown(&slab);
-        let of = "1 000 objects  [99.3 % of slabinfo's change, lists up to 0.5 %]";
+        let of = "1 000 objects  [99.3 % of slabinfo's change, off by up to 0.5 %]";
         assert!(said.contains(of), "{said}");
         assert!(
             said.contains("9 000 objects went without an event"),

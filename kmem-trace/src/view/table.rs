@@ -6,7 +6,7 @@ use super::{
     json::StepLine,
     size::{count, human, signed},
 };
-use crate::reconcile::report::{Report, SelfCost, Summary};
+use crate::reconcile::report::{Lost, Report, SelfCost, Summary, is_ledger};
 
 /// What stands above every screen.
 #[derive(Clone, Debug)]
@@ -164,7 +164,7 @@ pub fn report(out: &mut impl Write, report: &Report, usage_file: &str) -> io::Re
         out,
         "since start: {}{}",
         rate.unwrap_or_default(),
-        lost_text(report)
+        lost_text(&report.lost)
     )?;
     for limit in &report.limits {
         writeln!(out, "  note: {limit}")?;
@@ -203,18 +203,25 @@ fn bound_text(report: &Report) -> String {
     )
 }
 
-fn lost_text(report: &Report) -> String {
-    let lost = &report.lost;
+fn lost_text(lost: &Lost) -> String {
     if lost.is_nothing() {
         return "nothing lost".to_owned();
     }
     let by = |of| named(&lost.roles(of));
+    let (charges, others): (Vec<_>, Vec<_>) = lost
+        .roles(|it| it.map_full)
+        .into_iter()
+        .partition(|(role, _)| is_ledger(role));
+    let others = match others.iter().map(|(_, lost)| lost).sum() {
+        0 => String::new(),
+        sum => format!(", {} other events{} (the same)", count(sum), named(&others)),
+    };
     format!(
-        "LOST: {} records{} (ring full; totals not touched), {} charges{} (map full or unreadable), {} program runs{} skipped",
+        "LOST: {} records{} (ring full; totals not touched), {} charges{} (map full or unreadable){others}, {} program runs{} skipped",
         count(lost.ring),
         by(|it| it.ring),
         count(lost.map_full),
-        by(|it| it.map_full),
+        named(&charges),
         count(lost.skipped),
         by(|it| it.skipped),
     )
@@ -318,4 +325,31 @@ fn human_signed(bytes: i64) -> String {
 
 fn signed_plain(bytes: i64) -> String {
     human_signed(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::reconcile::report::RoleLost;
+
+    #[test]
+    fn what_is_lost_is_told_by_role_and_only_the_ledgers_are_charges() {
+        assert_eq!(lost_text(&Lost::default()), "nothing lost");
+        let of = |map_full| RoleLost {
+            map_full,
+            ..RoleLost::default()
+        };
+        let lost = Lost {
+            map_full: 3,
+            by_role: [("counter.charge", of(3)), ("limit.write", of(2))].into(),
+            ..Lost::default()
+        };
+        let said = lost_text(&lost);
+        assert!(
+            said.contains(
+                "3 charges [counter.charge 3] (map full or unreadable), 2 other events [limit.write 2] (the same)"
+            ),
+            "{said}"
+        );
+    }
 }

@@ -5,7 +5,7 @@
 use std::{
     collections::BTreeMap,
     fs,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -79,47 +79,38 @@ fn all_objects() -> Objects {
         .collect()
 }
 
-/// What the kernel says of a cache.
-struct Cache {
-    name: String,
-    /// Objects that count as in use whether they are or not, as a CPU that has not been idle since
-    /// caches were shrunk has them at hand: those of the slab that it takes next (mm/slub.c), or of
-    /// as many as the kernel says there are now. What sheaves hold it does not say.
-    on_cpus: f64,
+/// Objects, by cache, that count as in use whether they are or not, as a CPU that has not been idle
+/// since caches were shrunk has them at hand: those of the slab that it takes next (mm/slub.c), or of as
+/// many as the kernel says there are now. What sheaves hold it does not say.
+fn on_cpus() -> Objects {
+    let cpus = thread::available_parallelism()
+        .expect("there is a CPU")
+        .get() as f64;
+    let names = all_objects().into_keys();
+    names
+        .map(|name| {
+            let dir = PathBuf::from("/sys/kernel/slab").join(&name);
+            let slabs = first_number(&dir.join("cpu_slabs")).max(cpus);
+            (name, slabs * first_number(&dir.join("objs_per_slab")))
+        })
+        .collect()
 }
 
-impl Cache {
-    fn of(name: &str) -> Self {
-        let dir = PathBuf::from("/sys/kernel/slab").join(name);
-        let number = |file: &str| -> Option<f64> {
-            let text = fs::read_to_string(dir.join(file)).ok()?;
-            text.split_whitespace().next()?.parse().ok()
-        };
-        let cpus = thread::available_parallelism()
-            .expect("there is a CPU")
-            .get() as f64;
-        let of_slab = number("objs_per_slab").expect("SLUB says how many");
-        let slabs = number("cpu_slabs").expect("SLUB says how many");
-        Self {
-            name: name.to_owned(),
-            on_cpus: cpus.max(slabs) * of_slab,
-        }
-    }
+fn first_number(file: &Path) -> f64 {
+    let text = fs::read_to_string(file).unwrap_or_default();
+    let first = text.split_whitespace().next();
+    first.and_then(|word| word.parse().ok()).unwrap_or(0.0)
 }
 
 /// Bytes of all slabs that CPUs take objects from, as the kernel says it now.
 fn bytes_on_cpus() -> f64 {
-    let number = |dir: &PathBuf, file: &str| -> f64 {
-        let text = fs::read_to_string(dir.join(file)).unwrap_or_default();
-        let first = text.split_whitespace().next();
-        first.and_then(|word| word.parse().ok()).unwrap_or(0.0)
+    let of = |dir: &PathBuf| {
+        ["cpu_slabs", "objs_per_slab", "slab_size"]
+            .map(|file| first_number(&dir.join(file)))
+            .iter()
+            .product::<f64>()
     };
-    caches()
-        .iter()
-        .map(|dir| {
-            number(dir, "cpu_slabs") * number(dir, "objs_per_slab") * number(dir, "slab_size")
-        })
-        .sum()
+    caches().iter().map(of).sum()
 }
 
 /// A number among the kernel's settings, as it was before when dropped.
@@ -157,7 +148,7 @@ fn caches() -> Vec<PathBuf> {
 
 /// Holds the events of a trace, during which slab came or went, to the bars.
 #[track_caller]
-fn assert_told(what: &str, slab: &Slab, before: &Objects, after: &Objects) {
+fn assert_told(what: &str, slab: &Slab, before: &Objects, after: &Objects, on_cpus: &Objects) {
     let node = &slab.node;
     assert_eq!(
         node["unseen"].as_array().map(Vec::len),
@@ -170,10 +161,10 @@ fn assert_told(what: &str, slab: &Slab, before: &Objects, after: &Objects) {
             continue;
         };
         let apart = (coverage - 1.0).abs();
-        let cache = Cache::of(line["cache"].as_str().expect("a name"));
-        let moved = (after[&cache.name] - before.get(&cache.name).unwrap_or(&0.0)).abs();
+        let cache = line["cache"].as_str().expect("a name");
+        let moved = (after[cache] - before.get(cache).unwrap_or(&0.0)).abs();
         // Where lists on CPUs may be more than the bar, they are the bar.
-        let bar = (cache.on_cpus / moved).max(BAR);
+        let bar = (on_cpus[cache] / moved).max(BAR);
         if bar == BAR {
             compared += 1;
         }
@@ -211,7 +202,6 @@ fn assert_within_its_own_bounds(slab: &Slab) {
         number(node, "residual_bytes"),
     );
     let bound = number(node, "residual_bound_bytes");
-    assert!(bound > 0, "{node}");
     let bar = (change.abs() as f64 * BAR).max(bound as f64);
     assert!(residual.abs() as f64 <= bar, "{bar}: {node}");
 }
@@ -246,11 +236,11 @@ fn told_as_it_comes(words: &str) -> bool {
     // Frees that wait for an RCU grace period have happened by then.
     thread::sleep(Duration::from_secs(2));
     let slab = Slab::next(&tracer);
-    let after = all_objects();
+    let (after, on_cpus) = (all_objects(), on_cpus());
     drop(shrinker);
     held.end();
     tracer.end().assert_fine();
-    assert_told(words, &slab, &before, &after);
+    assert_told(words, &slab, &before, &after, &on_cpus);
     true
 }
 
@@ -397,10 +387,10 @@ fn all_slab_that_goes_is_told_of() {
     held.end();
     thread::sleep(Duration::from_secs(3));
     let slab = Slab::next(&tracer);
-    let after = all_objects();
+    let (after, on_cpus) = (all_objects(), on_cpus());
     drop(shrinker);
     tracer.end().assert_fine();
-    assert_told("the end of a load", &slab, &before, &after);
+    assert_told("the end of a load", &slab, &before, &after, &on_cpus);
     assert!(number(&slab.node, "slab_delta_bytes") < 0, "{}", slab.node);
     // Most of it is freed after a grace period, in interrupts, many of which come in the middle of a
     // program: of one on each event the kernel skipped 1 in 100 here.
@@ -439,8 +429,9 @@ fn a_storm_of_forks_leaves_no_slab_that_no_event_explains() {
     let node = &slab.node;
     assert_eq!(node["unseen"].as_array().map(Vec::len), Some(0), "{node}");
     // Of many small loads one after the other, the slabs that CPUs take from next are left.
+    let bar = made as f64 * BAR;
     assert!(
-        number(node, "residual_bytes").abs() as f64 <= made as f64 * BAR + on_cpus,
+        number(node, "residual_bytes").abs() as f64 <= bar + on_cpus.min(bar),
         "{made} made, {on_cpus} on CPUs: {node}"
     );
     // maple nodes among others, where the kernel has them: they come in bulk.

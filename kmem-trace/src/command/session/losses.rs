@@ -15,7 +15,7 @@ use crate::{
     kernel::cgroupfs::{self, CgroupDir},
     ledger::book,
     reconcile::{
-        report::{Lost, RoleLost},
+        report::{Lost, RoleLost, is_ledger},
         slab::SlabLost,
         usage::STOCK_PAGES,
     },
@@ -63,7 +63,6 @@ impl Session {
 
     /// What was lost so far, but for slab.
     pub fn lost(&self) -> Lost {
-        let is_ledger = |role: &str| role.starts_with("counter.") || role == "memcg.state";
         let mut by_role = self.lost_by_role();
         for (role, lost) in &mut by_role {
             if is_slab(role) {

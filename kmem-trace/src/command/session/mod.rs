@@ -131,6 +131,8 @@ impl Session {
     /// Where this kernel gives a ledger nothing to go by, or refuses what the plan needs.
     pub async fn start(request: Request) -> Result<Self> {
         loader::begin(request.btf.as_deref());
+        // What is tried first counts towards it too, on kernels before 5.11.
+        attaching::raise_memlock();
         let mut inspection = Inspection::read(request.btf.as_deref(), &request.forbidden);
         // A file that was asked for is used or refused, never passed over.
         if let (Some(_), Err(why)) = (&request.btf, &inspection.btf) {
@@ -144,7 +146,6 @@ impl Session {
             };
             bail!("cannot use BPF: {why}; {mend}see `kmem-trace doctor`");
         }
-        attaching::raise_memlock();
         let measuring = match request.bpf_stats || request.may_step_down {
             true => Some(stats::measure().context(
                 "cannot switch the kernel's BPF statistics on (Linux 5.8 and later have them); leave --bpf-stats and --max-overhead out",

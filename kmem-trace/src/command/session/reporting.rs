@@ -114,7 +114,8 @@ impl Session {
         for (id, node) in self.tree.subtree(dir.id) {
             match node.life {
                 _ if id == dir.id => {}
-                Life::Living => living += 1,
+                // Without a name it was gone before anybody looked.
+                Life::Living if node.path.is_some() => living += 1,
                 _ => dead += 1,
             }
         }

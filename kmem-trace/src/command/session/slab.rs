@@ -11,10 +11,14 @@ use kmem_trace_ebpf::{
 use super::Session;
 use crate::{
     hooks::{plan::Plan, table::Mechanism},
-    kernel::proc::{self, slab_lists::Lists, slabinfo::SlabCache},
+    kernel::proc::{
+        self,
+        slab_lists::{self, Lists},
+        slabinfo::SlabCache,
+    },
     ledger::slab::{self, SlabBook, SlabReading, SlabRow},
     reconcile::{
-        coverage::{SlabFigures, coverage},
+        coverage::{Meanwhile, SlabFigures, coverage},
         slab::{
             self as reconcile, CauseBytes, DeadLine, DeadTotals, Findings, SlabLine, SlabLost,
             SlabReport, WrongPayerLine,
@@ -27,12 +31,13 @@ use crate::{
 /// Wrong payers told of.
 const LINES: usize = 12;
 
-/// Looks at the figures when they begin, of which the one during which least moved counts, and later:
-/// each makes the kernel walk lists of slabs.
-const FIRST_LOOKS: usize = 5;
+/// How often the figures are looked at, when they begin and later; the look during which least moved
+/// counts. Few, because each makes the kernel walk lists of slabs.
+const FIRST_LOOKS: usize = 4;
 const LOOKS: usize = 2;
-/// What may move while they are read without another look.
-const MAY_MOVE_BYTES: u64 = 16 * 1024;
+/// What may move while they are read without another look: opening the files alone takes and gives
+/// back some 20 KiB.
+const MAY_MOVE_BYTES: u64 = 64 * 1024;
 
 /// Where the slab figures began.
 #[derive(Default)]
@@ -43,6 +48,8 @@ pub(super) struct SlabStart {
     /// Until then.
     pub(super) lost: SlabLost,
     lists: Lists,
+    /// As the last look found them.
+    caches: Vec<SlabCache>,
 }
 
 /// The kernel's slab figures and the sums beside them.
@@ -50,13 +57,24 @@ pub(super) struct SlabStart {
 pub(super) struct SlabMoment {
     figures: SlabFigures,
     pub(super) reading: SlabReading,
+    /// Objects that came and went meanwhile, both counted, by address of the cache.
+    moved: HashMap<u64, u64>,
 }
 
 /// The kernel's slab figures now, but for what lies on lists.
 fn figures() -> SlabFigures {
+    let node = || proc::meminfo().map(|node| node.slab_bytes).unwrap_or(0);
+    let before = node();
+    let caches = proc::slabinfo::read().unwrap_or_default();
+    let slab_bytes = node();
     SlabFigures {
-        slab_bytes: proc::meminfo().map(|node| node.slab_bytes).unwrap_or(0),
-        caches: proc::slabinfo::read().unwrap_or_default(),
+        slab_bytes,
+        caches,
+        // Of slabs that came or went between the two files.
+        meanwhile: Meanwhile {
+            bytes: slab_bytes.abs_diff(before),
+            ..Meanwhile::default()
+        },
         page_bytes: super::page_bytes(),
         ..SlabFigures::default()
     }
@@ -101,29 +119,23 @@ impl Session {
         if !self.plan.slab {
             return;
         }
-        // Where each cgroup has caches of its own (5.8 and earlier), these have lists of their own.
-        let divided = self
-            .inspection
-            .btf
-            .as_ref()
-            .is_ok_and(|btf| btf.member("kmem_cache", "memcg_params").is_ok());
-        if !divided {
-            self.slab_start.lists = Lists::of_this_machine();
-        }
-        let caches = proc::slabinfo::read().unwrap_or_default();
+        self.slab_start.lists = Lists::of_this_machine();
+        self.slab_start.caches = proc::slabinfo::read().unwrap_or_default();
         self.slab_start.lost = self.slab_lost();
-        self.slab_start.moment = self.slab_moment(&caches, FIRST_LOOKS);
+        self.slab_start.moment = self.slab_moment(FIRST_LOOKS, 0);
     }
 
-    /// The figures and sums of this moment; `caches` are those known so far.
-    fn slab_moment(&mut self, caches: &[SlabCache], looks: usize) -> SlabMoment {
+    /// The figures and sums of this moment, of at most so many looks; one is enough if no more than
+    /// `may_move` bytes do meanwhile.
+    fn slab_moment(&mut self, looks: usize, may_move: u64) -> SlabMoment {
         // Before and after: what is on lists moves while the figures are read. And opening that many
         // files takes slab, 300 KiB of inodes and dentries that stay and more that goes a grace
         // period later, which has to be in slabinfo's figure when the sums begin.
-        let before = self.slab_start.lists.at_most(caches);
+        let start = &mut self.slab_start;
+        let before = start.lists.free_objects(&start.caches);
         let mut best = self.slab_look();
         for _ in 1..looks {
-            if best.figures.meanwhile.bytes <= MAY_MOVE_BYTES {
+            if best.figures.meanwhile.bytes <= may_move {
                 break;
             }
             let again = self.slab_look();
@@ -131,11 +143,15 @@ impl Session {
                 best = again;
             }
         }
-        let mut on_lists = self.slab_start.lists.at_most(&best.figures.caches);
-        for (name, objects) in &mut on_lists {
-            *objects = (*objects).max(before.get(name).copied().unwrap_or(0));
+        let SlabMoment { figures, moved, .. } = &mut best;
+        for (address, objects) in std::mem::take(moved) {
+            let name = self.cache_name(address);
+            *figures.meanwhile.objects.entry(name).or_default() += objects;
         }
-        best.figures.on_lists = on_lists;
+        let start = &mut self.slab_start;
+        let after = start.lists.free_objects(&figures.caches);
+        figures.on_lists = slab_lists::larger(&before, after, &figures.caches);
+        start.caches.clone_from(&figures.caches);
         best
     }
 
@@ -144,19 +160,19 @@ impl Session {
         let before = self.slab_reading();
         let mut figures = figures();
         let reading = self.slab_reading();
+        let mut moved: HashMap<u64, u64> = HashMap::new();
         for (key, sums) in slab::since(&reading, &before) {
             let objects = sums.allocated.wrapping_add(sums.freed);
-            if objects == 0 {
-                continue;
+            if objects > 0 {
+                figures.meanwhile.bytes += gross(&sums);
+                *moved.entry(key.cache).or_default() += objects;
             }
-            figures.meanwhile.bytes += gross(&sums);
-            *figures
-                .meanwhile
-                .objects
-                .entry(self.cache_name(key.cache))
-                .or_default() += objects;
         }
-        SlabMoment { figures, reading }
+        SlabMoment {
+            figures,
+            reading,
+            moved,
+        }
     }
 
     /// The sums, added up over CPUs, with what was taken out of the kernel already.
@@ -191,12 +207,12 @@ impl Session {
         if !self.plan.slab || self.slab_ended() {
             return None;
         }
-        let lost = self.slab_lost();
-        let known = self.slab_start.moment.figures.caches.clone();
         let SlabMoment {
             figures: now,
             reading,
-        } = self.slab_moment(&known, LOOKS);
+            ..
+        } = self.slab_moment(LOOKS, MAY_MOVE_BYTES);
+        let lost = self.slab_lost();
         let start = &self.slab_start.moment;
         let reading = slab::since(&reading, &start.reading);
         let books: Vec<(u64, SlabBook)> = self

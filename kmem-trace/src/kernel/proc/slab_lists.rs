@@ -41,7 +41,7 @@ pub struct Lists {
 }
 
 impl Lists {
-    /// `None` of it is known where the kernel does not list its CPUs.
+    /// Nothing is known where the kernel does not list its CPUs.
     pub fn of_this_machine() -> Self {
         Self {
             machine: Machine::here().ok(),
@@ -49,13 +49,13 @@ impl Lists {
         }
     }
 
-    /// Free objects of each cache, by name, that may lie on lists now. A cache whose lists the kernel
-    /// does not show (SLAB) is not among them.
-    pub fn at_most(&mut self, caches: &[SlabCache]) -> HashMap<String, u64> {
+    /// Objects of each cache, by name, that there is room for on lists now. A cache whose lists the
+    /// kernel does not show (SLAB) is not among them.
+    pub fn free_objects(&mut self, caches: &[SlabCache]) -> HashMap<String, u64> {
         let Some(machine) = self.machine else {
             return HashMap::new();
         };
-        let mut found = HashMap::new();
+        let mut found: HashMap<String, u64> = HashMap::new();
         for cache in caches {
             let known = if cache.active_objects == 0 {
                 Some(0)
@@ -63,7 +63,8 @@ impl Lists {
                 self.of_cache(cache, machine)
             };
             if let Some(objects) = known {
-                found.insert(cache.name.clone(), objects);
+                let sum = found.entry(cache.name.clone()).or_default();
+                *sum = sum.saturating_add(objects);
             }
         }
         found
@@ -76,19 +77,37 @@ impl Lists {
             .capacities
             .entry(cache.name.clone())
             .or_insert_with(|| file::read_as(&dir.join("sheaf_capacity"), parse).unwrap_or(0));
-        Some(objects(slabs, cache, capacity, machine))
+        Some(room(slabs, cache.objects_per_slab, capacity, machine))
     }
 }
 
+/// Of two looks at the lists the larger for each cache that the later one knows. What lies on lists
+/// counts as in use, so that it is no more than `caches` say is.
+pub fn larger(
+    before: &HashMap<String, u64>,
+    mut now: HashMap<String, u64>,
+    caches: &[SlabCache],
+) -> HashMap<String, u64> {
+    let mut active: HashMap<&str, u64> = HashMap::new();
+    for cache in caches {
+        *active.entry(&cache.name).or_default() += cache.active_objects;
+    }
+    for (name, objects) in &mut now {
+        let most = active.get(name.as_str()).copied().unwrap_or(0);
+        *objects = (*objects)
+            .max(before.get(name).copied().unwrap_or(0))
+            .min(most);
+    }
+    now
+}
+
 /// `cpu_slabs` are the slabs that CPUs allocate from, with their partial ones
-/// (`show_slab_objects`, mm/slub.c, which may read one while it moves, and then says anything). What
-/// lies on lists counts as in use, so that it is no more than that.
-fn objects(slabs: u64, cache: &SlabCache, sheaf_capacity: u64, machine: Machine) -> u64 {
+/// (`show_slab_objects`, mm/slub.c, which may read one while it moves, and then says anything).
+fn room(slabs: u64, objects_per_slab: u64, sheaf_capacity: u64, machine: Machine) -> u64 {
     let sheaves = SHEAVES_A_CPU * machine.cpus + FULL_SHEAVES * machine.nodes;
     slabs
-        .saturating_mul(cache.objects_per_slab)
+        .saturating_mul(objects_per_slab)
         .saturating_add(sheaf_capacity.saturating_mul(sheaves))
-        .min(cache.active_objects)
 }
 
 /// Parses what one of these files says: a sum, and the sum of each node after it (`22 N0=20 N1=2`).
@@ -128,14 +147,26 @@ mod tests {
     }
 
     #[test]
-    fn slabs_of_cpus_and_sheaves_hold_so_many_at_most_and_no_more_than_are_in_use() {
+    fn slabs_of_cpus_and_sheaves_hold_so_many() {
         let machine = Machine { cpus: 2, nodes: 1 };
-        let many = cache("many", 10_000);
-        assert_eq!(objects(3, &many, 0, machine), 63);
+        assert_eq!(room(3, 21, 0, machine), 63);
         // Two CPUs' three sheaves, and ten of the node.
-        assert_eq!(objects(0, &many, 60, machine), 16 * 60);
-        assert_eq!(objects(u64::MAX, &many, 60, machine), 10_000);
-        assert_eq!(objects(3, &cache("few", 5), 60, machine), 5);
+        assert_eq!(room(0, 21, 60, machine), 16 * 60);
+        assert_eq!(room(u64::MAX, 21, 60, machine), u64::MAX);
+    }
+
+    #[test]
+    fn the_larger_of_two_looks_counts_and_no_more_than_is_in_use() {
+        let look = |objects: [u64; 3]| -> HashMap<String, u64> {
+            let names = ["grows", "shrinks", "few"].map(str::to_owned);
+            names.into_iter().zip(objects).collect()
+        };
+        let caches = [cache("grows", 90), cache("shrinks", 90), cache("few", 5)];
+        let found = larger(&look([10, 60, u64::MAX]), look([40, 20, 30]), &caches);
+        assert_eq!(found, look([40, 60, 5]));
+        // Known before and not any more.
+        let gone = larger(&look([10, 60, 7]), HashMap::new(), &caches);
+        assert!(gone.is_empty());
     }
 
     #[test]
@@ -145,9 +176,10 @@ mod tests {
             ..Lists::default()
         };
         let hidden = "no such cache/../..";
-        assert!(lists.at_most(&[cache(hidden, 1)]).is_empty());
-        let unused = lists.at_most(&[cache(hidden, 0)]);
+        assert!(lists.free_objects(&[cache(hidden, 1)]).is_empty());
+        let unused = lists.free_objects(&[cache(hidden, 0)]);
         assert_eq!(unused[hidden], 0);
-        assert!(Lists::default().at_most(&[cache(hidden, 0)]).is_empty());
+        let none = Lists::default().free_objects(&[cache(hidden, 0)]);
+        assert!(none.is_empty());
     }
 }
