@@ -1,7 +1,8 @@
 //! What happens when it is overrun, starved, stopped or killed: nothing that goes missing is hidden,
 //! nothing is left behind. Short here; `KMEM_TRACE_LONG=1` makes the loads as large and the waits as
-//! long as they should be, and prints what was measured. Runs on the machine at hand, and in those
-//! of `cargo xtask vm` with what takes a kernel of one's own.
+//! long as they should be, and prints what was measured; a larger number there is how many seconds the
+//! soak takes. Runs on the machine at hand, and in those of `cargo xtask vm` with what takes a kernel of
+//! one's own.
 
 #[path = "../support/mod.rs"]
 mod support;
@@ -12,6 +13,8 @@ mod full;
 mod machine;
 mod steps;
 mod storm;
+
+use std::time::Duration;
 
 use support::tracer::traceable;
 
@@ -34,6 +37,15 @@ fn scaled<T>(emulated: T, short: T, long: T) -> T {
         emulated
     } else {
         short
+    }
+}
+
+/// How long the long soak takes: an hour, or as many seconds as `KMEM_TRACE_LONG` says.
+fn soak_for() -> Duration {
+    let text = std::env::var("KMEM_TRACE_LONG").unwrap_or_default();
+    match text.parse() {
+        Ok(seconds @ 2..) => Duration::from_secs(seconds),
+        _ => Duration::from_secs(3600),
     }
 }
 
