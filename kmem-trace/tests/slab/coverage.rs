@@ -246,7 +246,8 @@ fn told_as_it_comes(words: &str) -> bool {
 
 #[test]
 fn all_slab_of_tcp_connections_is_told_of() {
-    told_as_it_comes("netns tcp=2000");
+    // As many as it takes for what lies on lists to be well below the bar.
+    told_as_it_comes("netns tcp=4000");
 }
 
 /// As anybody traces, with what lies on lists in the figures.
