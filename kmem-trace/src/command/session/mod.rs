@@ -193,6 +193,7 @@ impl Session {
             request,
         };
         session.look_around();
+        session.slab_prepare();
         tokio::time::sleep_until(settled).await;
         session.slab_begin();
         if session.plan.slab {

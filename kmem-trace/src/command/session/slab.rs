@@ -50,6 +50,8 @@ pub(super) struct SlabStart {
     lists: Lists,
     /// As the last look found them.
     caches: Vec<SlabCache>,
+    /// Some time before the figures begin.
+    on_lists: HashMap<String, u64>,
 }
 
 /// The kernel's slab figures and the sums beside them.
@@ -114,25 +116,36 @@ fn others(reading: &SlabReading) -> Vec<CauseBytes> {
 }
 
 impl Session {
+    /// Reads the lists a while before the figures begin: opening that many files takes slab, 300 KiB of
+    /// inodes and dentries that stay, which has to be in slabinfo's figure then, and more that goes a
+    /// grace period later, which is to be gone.
+    pub(super) fn slab_prepare(&mut self) {
+        if self.plan.slab {
+            let start = &mut self.slab_start;
+            start.lists = Lists::of_this_machine();
+            start.caches = proc::slabinfo::read().unwrap_or_default();
+            start.on_lists = start.lists.free_objects(&start.caches);
+        }
+    }
+
     /// Takes the figures that later ones are compared with.
     pub(super) fn slab_begin(&mut self) {
-        if !self.plan.slab {
-            return;
+        if self.plan.slab {
+            self.slab_start.lost = self.slab_lost();
+            let before = std::mem::take(&mut self.slab_start.on_lists);
+            self.slab_start.moment = self.slab_moment(&before, FIRST_LOOKS, 0);
         }
-        self.slab_start.lists = Lists::of_this_machine();
-        self.slab_start.caches = proc::slabinfo::read().unwrap_or_default();
-        self.slab_start.lost = self.slab_lost();
-        self.slab_start.moment = self.slab_moment(FIRST_LOOKS, 0);
     }
 
     /// The figures and sums of this moment, of at most so many looks; one is enough if no more than
-    /// `may_move` bytes do meanwhile.
-    fn slab_moment(&mut self, looks: usize, may_move: u64) -> SlabMoment {
-        // Before and after: what is on lists moves while the figures are read. And opening that many
-        // files takes slab, 300 KiB of inodes and dentries that stay and more that goes a grace
-        // period later, which has to be in slabinfo's figure when the sums begin.
-        let start = &mut self.slab_start;
-        let before = start.lists.free_objects(&start.caches);
+    /// `may_move` bytes do meanwhile. What was on lists `before` counts too, for it moves while the
+    /// figures are read.
+    fn slab_moment(
+        &mut self,
+        before: &HashMap<String, u64>,
+        looks: usize,
+        may_move: u64,
+    ) -> SlabMoment {
         let mut best = self.slab_look();
         for _ in 1..looks {
             if best.figures.meanwhile.bytes <= may_move {
@@ -150,7 +163,7 @@ impl Session {
         }
         let start = &mut self.slab_start;
         let after = start.lists.free_objects(&figures.caches);
-        figures.on_lists = slab_lists::larger(&before, after, &figures.caches);
+        figures.on_lists = slab_lists::larger(before, after, &figures.caches);
         start.caches.clone_from(&figures.caches);
         best
     }
@@ -207,11 +220,13 @@ impl Session {
         if !self.plan.slab || self.slab_ended() {
             return None;
         }
+        let start = &mut self.slab_start;
+        let before = start.lists.free_objects(&start.caches);
         let SlabMoment {
             figures: now,
             reading,
             ..
-        } = self.slab_moment(LOOKS, MAY_MOVE_BYTES);
+        } = self.slab_moment(&before, LOOKS, MAY_MOVE_BYTES);
         let lost = self.slab_lost();
         let start = &self.slab_start.moment;
         let reading = slab::since(&reading, &start.reading);
