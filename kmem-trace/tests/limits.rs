@@ -271,7 +271,7 @@ fn each_text_is_told(attach: &str) {
         fs::write(file, "+memory").expect("its children can have limits");
     }
     let mut asked = Vec::new();
-    for (number, file) in files().iter().enumerate() {
+    for (number, &file) in files().iter().enumerate() {
         let cgroup = Cgroup::new(&format!("{}/{number}", parent.name));
         if cgroup.dir.join(file).exists() {
             asked.push((cgroup, file));
@@ -310,7 +310,7 @@ fn each_text_is_told(attach: &str) {
                 }
                 _ => {}
             }
-            if **file == "memory.kmem.limit_in_bytes" && text == "0" && event["result"] == "ok" {
+            if *file == "memory.kmem.limit_in_bytes" && text == "0" && event["result"] == "ok" {
                 let ignored = *new != 0;
                 assert_eq!(
                     why(&event).contains("this kernel ignores it"),

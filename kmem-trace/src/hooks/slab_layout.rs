@@ -107,33 +107,33 @@ fn slabs(btf: &KernelBtf, config: &mut Config) -> Result<(), String> {
             _ => u32::MAX,
         };
     }
-    // Read as the aligned word around the bit.
-    let bit = |name| {
-        let member = btf.member("slab", name).ok()?;
-        let first = member.bits?.first;
-        Some((member.offset & !3, 1 << ((member.offset & 3) * 8 + first)))
+    // The aligned word around a bit field, where in it that begins, and as many ones as it has bits.
+    let field = |strukt, name| {
+        let member = btf.member(strukt, name).ok()?;
+        let bits = member.bits?;
+        let shift = (member.offset & 3) * 8 + bits.first;
+        Some((member.offset & !3, shift, (1 << bits.width) - 1))
     };
-    if let Some((word, mask)) = bit("obj_exts_in_object") {
+    if let Some((word, shift, one)) = field("slab", "obj_exts_in_object") {
         config.slab_in_object = word;
-        config.slab_in_object_mask = mask;
-        if let Some((needs, mask)) = bit("obj_exts_needs_objcg")
+        config.slab_in_object_mask = one << shift;
+        if let Some((needs, shift, one)) = field("slab", "obj_exts_needs_objcg")
             && needs == word
         {
-            config.slab_needs_objcg_mask = mask;
+            config.slab_needs_objcg_mask = one << shift;
             // What allocations are profiled by then stands behind each payer (`slab_obj_ext_size`).
             if btf.member("slabobj_ext", "_ctref").is_ok() && Path::new(ALLOCINFO).exists() {
                 config.vector_stride *= 2;
             }
         }
     }
-    let objects = ["slab", "page"].map(|strukt| btf.member(strukt, "objects").ok());
-    if let Some(objects) = objects.into_iter().flatten().next()
-        && let Some(bits) = objects.bits
-        && kfence_hands_out()
+    let objects = || field("slab", "objects").or_else(|| field("page", "objects"));
+    if kfence_hands_out()
+        && let Some((word, shift, mask)) = objects()
     {
-        config.slab_objects = objects.offset & !3;
-        config.slab_objects_shift = (objects.offset & 3) * 8 + bits.first;
-        config.slab_objects_mask = (1 << bits.width) - 1;
+        config.slab_objects = word;
+        config.slab_objects_shift = shift;
+        config.slab_objects_mask = mask;
     }
     config.objcg_memcg = either(btf, &[("obj_cgroup", "memcg")])?;
     // Where one of these is absent, what a removed cgroup holds counts as its parent's.

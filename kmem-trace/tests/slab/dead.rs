@@ -4,6 +4,7 @@ use std::{fs, process::Command, time::Duration};
 
 use crate::{
     attribution::tracer,
+    causes::latest,
     support::{
         cgroup::Cgroup,
         lines::{self, number},
@@ -34,18 +35,10 @@ fn dentries_of_a_removed_cgroup_are_held_under_its_name_until_they_are_freed() {
 
     // Dentries that the last whole report says the child holds, and whether it tells the dead apart.
     let held = || {
-        tracer.see(|all| {
-            let ends: Vec<usize> = (0..all.len())
-                .filter(|place| lines::is(&all[*place], "node"))
-                .collect();
-            let [.., from, to] = ends[..] else {
-                return 0;
-            };
-            lines::of_type(&all[from..to], "dead")
-                .filter(|line| line["cache"] == "dentry" && line["cgroup"] == child.name.as_str())
-                .map(|line| number(line, "objects"))
-                .sum::<i64>()
-        })
+        lines::of_type(&latest(&tracer), "dead")
+            .filter(|line| line["cache"] == "dentry" && line["cgroup"] == child.name.as_str())
+            .map(|line| number(line, "objects"))
+            .sum::<i64>()
     };
     let named = soon(Duration::from_secs(60), || held() >= FILES * 99 / 100);
     let most = held();

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::Result;
 use aya::util::online_cpus;
 use kmem_trace_ebpf::totals::{
     LOST_DEPTH, LOST_MAP_FULL, LOST_OBJECTS, LOST_PAGES, LOST_RING, LOST_UNREAD, ROLE_NAMES,
@@ -13,7 +12,7 @@ use super::Session;
 use crate::{
     hooks::{accounting, table::Mechanism},
     kernel::cgroupfs::{self, CgroupDir},
-    ledger::book,
+    ledger::book::{self, Reading},
     reconcile::{
         report::{Lost, RoleLost, is_ledger},
         slab::SlabLost,
@@ -127,23 +126,21 @@ impl Session {
     }
 
     /// Pages that were charged unseen, at most.
-    pub(super) fn lost_pages(&mut self, lost: &Lost) -> Result<u64> {
-        let reading = self.reading()?;
+    pub(super) fn lost_pages(&self, lost: &Lost, reading: &Reading) -> u64 {
         let largest = reading
             .values()
             .map(|totals| totals.largest)
             .max()
             .unwrap_or(0);
-        Ok(self.attached.tally(LOST_PAGES) + lost.skipped * largest.max(STOCK_PAGES))
+        self.attached.tally(LOST_PAGES) + lost.skipped * largest.max(STOCK_PAGES)
     }
 
     /// Pages of cgroups made and gone before their directory could be looked at: ours or not, nobody
     /// can tell, so that what they still hold may be missing from the ledger.
-    pub(super) fn nameless_pages(&mut self) -> Result<u64> {
+    pub(super) fn nameless_pages(&mut self, reading: &Reading) -> u64 {
         if self.plan.exact {
-            return Ok(0);
+            return 0;
         }
-        let reading = self.reading()?;
         let nameless = |session: &Self| -> Vec<u64> {
             reading
                 .keys()
@@ -159,7 +156,7 @@ impl Session {
             .iter()
             .map(|id| book::parted(&reading[id]))
             .sum();
-        Ok(self.retired.nameless_pages + now)
+        self.retired.nameless_pages + now
     }
 
     /// Names the cgroups outside the traced subtrees too.

@@ -40,25 +40,29 @@ impl Session {
         }
         let brackets: HashMap<_, _> = best.into_iter().collect();
         let lost = self.lost();
-        let (lost_pages, nameless_pages) = (self.lost_pages(&lost)?, self.nameless_pages()?);
+        let reading = self.reading()?;
+        let terms = Terms {
+            page_bytes: self.page_bytes,
+            online_cpus: online_cpus().map_or(1, |cpus| cpus.len()) as u64,
+            source: if self.plan.exact {
+                Source::Counters
+            } else {
+                Source::Items {
+                    stock_pages: self.stock_pages(),
+                }
+            },
+            largest_pages: 0,
+            lost_pages: self.lost_pages(&lost, &reading),
+            nameless_pages: self.nameless_pages(&reading),
+        };
         let mut reports = Vec::new();
         for dir in self.reported.clone() {
             let Some(bracket) = brackets.get(&(dir.id, "memory")) else {
                 continue;
             };
             let terms = Terms {
-                page_bytes: self.page_bytes,
-                online_cpus: online_cpus().map_or(1, |cpus| cpus.len()) as u64,
-                source: if self.plan.exact {
-                    Source::Counters
-                } else {
-                    Source::Items {
-                        stock_pages: self.stock_pages(),
-                    }
-                },
                 largest_pages: bracket.after.largest,
-                lost_pages,
-                nameless_pages,
+                ..terms
             };
             reports.push(self.report(&dir, bracket, &brackets, lost.clone(), &terms));
         }

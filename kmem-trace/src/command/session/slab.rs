@@ -59,8 +59,6 @@ pub(super) struct SlabStart {
 pub(super) struct SlabMoment {
     figures: SlabFigures,
     pub(super) reading: SlabReading,
-    /// Objects that came and went meanwhile, both counted, by address of the cache.
-    moved: HashMap<u64, u64>,
 }
 
 /// The kernel's slab figures now, but for what lies on lists.
@@ -146,18 +144,18 @@ impl Session {
         looks: usize,
         may_move: u64,
     ) -> SlabMoment {
-        let mut best = self.slab_look();
+        let (mut best, mut moved) = self.slab_look();
         for _ in 1..looks {
             if best.figures.meanwhile.bytes <= may_move {
                 break;
             }
             let again = self.slab_look();
-            if again.figures.meanwhile.bytes < best.figures.meanwhile.bytes {
-                best = again;
+            if again.0.figures.meanwhile.bytes < best.figures.meanwhile.bytes {
+                (best, moved) = again;
             }
         }
-        let SlabMoment { figures, moved, .. } = &mut best;
-        for (address, objects) in std::mem::take(moved) {
+        let figures = &mut best.figures;
+        for (address, objects) in moved {
             let name = self.cache_name(address);
             *figures.meanwhile.objects.entry(name).or_default() += objects;
         }
@@ -168,8 +166,9 @@ impl Session {
         best
     }
 
-    /// The figures between two readings of the sums.
-    fn slab_look(&self) -> SlabMoment {
+    /// The figures between two readings of the sums, and the objects that came and went meanwhile, both
+    /// counted, by address of the cache.
+    fn slab_look(&self) -> (SlabMoment, HashMap<u64, u64>) {
         let before = self.slab_reading();
         let mut figures = figures();
         let reading = self.slab_reading();
@@ -181,11 +180,7 @@ impl Session {
                 *moved.entry(key.cache).or_default() += objects;
             }
         }
-        SlabMoment {
-            figures,
-            reading,
-            moved,
-        }
+        (SlabMoment { figures, reading }, moved)
     }
 
     /// The sums, added up over CPUs, with what was taken out of the kernel already.
@@ -225,7 +220,6 @@ impl Session {
         let SlabMoment {
             figures: now,
             reading,
-            ..
         } = self.slab_moment(&before, LOOKS, MAY_MOVE_BYTES);
         let lost = self.slab_lost();
         let start = &self.slab_start.moment;
