@@ -206,6 +206,26 @@ fn two_tracers_at_once_say_the_same_and_hold() {
     }
 }
 
+/// What a task unmaps leaves the items at once and the page counter when its batch is freed, which may
+/// take as long as the task waits for a CPU.
+#[test]
+fn reports_in_the_middle_of_an_exit_hold() {
+    if !is_worth_it() || !traceable() {
+        return;
+    }
+    let parent = Cgroup::top(&own("exits"));
+    let words = format!("-c {} -i 10ms --no-slab", parent.name);
+    let tracers = [Tracer::start(&words), Tracer::start(&words)];
+    for _ in 0..10 {
+        load::pass(&parent, "anon=30M pipes=200");
+    }
+    for tracer in tracers {
+        let ended = tracer.end();
+        lines::assert_holds(ended.assert_fine());
+        lines::of_type(&ended.lines, "report").for_each(lines::assert_holds);
+    }
+}
+
 #[test]
 fn a_soak_at_full_rate_ends_with_a_ledger_that_holds() {
     if !traceable() {

@@ -15,7 +15,10 @@ use super::Session;
 use crate::{
     kernel::cgroupfs::{self, CounterValues, Hierarchy},
     ledger::book::{Moved, Reading, add_up, moved},
-    reconcile::usage::{Base, Bracket},
+    reconcile::{
+        breakdown,
+        usage::{Base, Bracket},
+    },
 };
 
 /// The kernel's files of a page counter, and the slots of the ledger that mirror it.
@@ -60,6 +63,14 @@ const MEMORY_ITEMS: &[usize] = &[
 
 /// Readings from which a base is chosen.
 const BASE_READINGS: usize = 5;
+/// Milliseconds to wait, each time, before figures that cannot be right are read again: together longer
+/// than a scheduler keeps a task waiting on a machine that does work.
+///
+/// Any number of tasks may be put off the CPU between a change and its page counter, and an exiting
+/// one with thousands of pages: out of the items since the unmap, uncharged when their batch is freed
+/// (mm/mmu_gather.c, `tlb_batch_pages_flush`). That passes; what was missed stays.
+pub(super) const PATIENCE_MS: [u64; 7] = [1, 2, 4, 8, 16, 32, 64];
+
 /// A cgroup and one of its counters.
 pub(super) type Key = (u64, &'static str);
 
@@ -98,14 +109,13 @@ impl Session {
 
     pub(super) async fn take_bases(&mut self) -> Result<()> {
         let ids = self.ids();
-        let mut brackets: HashMap<Key, Vec<Bracket>> = HashMap::new();
-        for round in 0..BASE_READINGS {
-            if round > 0 {
-                tokio::time::sleep(Duration::from_millis(2)).await;
+        let (mut brackets, mut is_early) = self.base_brackets(&ids).await?;
+        for pause in PATIENCE_MS {
+            if !is_early {
+                break;
             }
-            for (key, bracket) in self.brackets(&ids)? {
-                brackets.entry(key).or_default().push(bracket);
-            }
+            tokio::time::sleep(Duration::from_millis(pause)).await;
+            (brackets, is_early) = self.base_brackets(&ids).await?;
         }
         for (key, readings) in brackets {
             let slots = self.slots(key.1);
@@ -122,6 +132,50 @@ impl Session {
                 .collect();
         }
         Ok(())
+    }
+
+    /// Readings to choose bases from, and whether one would be too high: pages still charged that no
+    /// event will tell of any more.
+    async fn base_brackets(
+        &mut self,
+        ids: &HashSet<u64>,
+    ) -> Result<(HashMap<Key, Vec<Bracket>>, bool)> {
+        let mut brackets: HashMap<Key, Vec<Bracket>> = HashMap::new();
+        let mut is_early = false;
+        for round in 0..BASE_READINGS {
+            if round > 0 {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+            for (key, bracket) in self.brackets(ids)? {
+                brackets.entry(key).or_default().push(bracket);
+            }
+            if round == 0 || round + 1 == BASE_READINGS {
+                is_early |= self.has_left_items();
+            }
+        }
+        Ok((brackets, is_early))
+    }
+
+    /// Whether more is charged than `memory.stat` knows, its lag and the per-CPU stocks aside: pages
+    /// that a task has unmapped and not yet freed ([`PATIENCE_MS`]). Page counters see these go.
+    fn has_left_items(&self) -> bool {
+        if self.plan.exact {
+            return false;
+        }
+        // What is not yet in `memory.stat` is bounded like a stock (mm/memcontrol.c,
+        // `memcg_vmstats_needs_flush`).
+        let usual_bytes = (2 * self.stock_pages() * self.page_bytes).cast_signed();
+        self.reported.iter().any(|dir| {
+            let values = cgroupfs::counters(&dir.dir, self.hierarchy);
+            let (Ok(values), Ok(stat)) = (values, cgroupfs::stat(&dir.dir)) else {
+                return false;
+            };
+            let parts = match self.hierarchy {
+                Hierarchy::V1 => breakdown::v1(&stat, values.kmem, values.memory),
+                Hierarchy::V2 => breakdown::v2(&stat, values.memory),
+            };
+            parts.stock.is_some_and(|bytes| bytes > usual_bytes)
+        })
     }
 
     /// One bracket a cgroup and counter: totals, files, totals.

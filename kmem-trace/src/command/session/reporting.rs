@@ -1,11 +1,18 @@
 //! Readings → reports.
 
-use std::collections::HashMap;
+use std::{
+    collections::{HashMap, HashSet},
+    thread,
+    time::Duration,
+};
 
 use anyhow::Result;
 use aya::util::online_cpus;
 
-use super::{Session, reading::Key};
+use super::{
+    Session,
+    reading::{Key, PATIENCE_MS},
+};
 use crate::{
     kernel::cgroupfs::{self, CgroupDir, Hierarchy},
     ledger::tree::Life,
@@ -19,21 +26,35 @@ use crate::{
 
 /// A report is read again, at most so often, when something moved while it was read.
 const REPORT_READINGS: usize = 3;
-/// Longer than any page counter call takes: after it, none is under way that began before.
+
 impl Session {
     /// Reports on every cgroup that is reported on, parents first.
+    ///
+    /// A residual beyond its bound is one that stays: see [`PATIENCE_MS`].
     ///
     /// # Errors
     /// Where the maps cannot be read.
     pub fn reports(&mut self) -> Result<Vec<Report>> {
         self.look_around();
         let ids = self.ids();
-        let mut best = self.brackets(&ids)?;
+        let mut reports = self.read_reports(&ids)?;
+        for pause in PATIENCE_MS {
+            if reports.iter().all(Report::holds) {
+                break;
+            }
+            thread::sleep(Duration::from_millis(pause));
+            reports = self.read_reports(&ids)?;
+        }
+        Ok(reports)
+    }
+
+    fn read_reports(&mut self, ids: &HashSet<u64>) -> Result<Vec<Report>> {
+        let mut best = self.brackets(ids)?;
         for _ in 1..REPORT_READINGS {
             if self.skew(&best) == 0 {
                 break;
             }
-            let again = self.brackets(&ids)?;
+            let again = self.brackets(ids)?;
             if again.len() >= best.len() && self.skew(&again) < self.skew(&best) {
                 best = again;
             }
