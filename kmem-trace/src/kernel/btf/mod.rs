@@ -6,9 +6,9 @@
 //! business). Data comes from `/sys/kernel/btf/vmlinux` or a file the user names.
 //!
 //! `btf_rs`'s memory-mapped backend is used: it only notes where each type starts (about 1 ms for
-//! a whole kernel, the caching backend takes 120) and then pays some 0.7 ms for each *name* asked
-//! for the first time; names asked again are remembered. sysfs lets BTF be mapped since Linux 6.16
-//! only, so where mapping fails the file is copied into a memfd first.
+//! a whole kernel, the caching backend takes 120). It goes through all names for each that is asked,
+//! so ours are indexed, in one pass over the types, when the first is. sysfs lets BTF be mapped since
+//! Linux 6.16 only, so where mapping fails the file is copied into a memfd first.
 
 mod types;
 
@@ -20,10 +20,11 @@ mod tests;
 use std::{
     collections::HashMap,
     fs::File,
+    hash::{DefaultHasher, Hash as _, Hasher as _},
     io::{self, Write},
     os::fd::AsRawFd,
     path::{Path, PathBuf},
-    sync::{Mutex, OnceLock, PoisonError},
+    sync::OnceLock,
 };
 
 use btf_rs::{Backend, Btf, BtfType, Type};
@@ -114,8 +115,15 @@ pub struct Value {
 pub struct KernelBtf {
     btf: Btf,
     path: PathBuf,
-    ids: Mutex<HashMap<String, Vec<u32>>>,
-    enum_items: OnceLock<HashMap<String, Vec<EnumItem>>>,
+    index: OnceLock<Index>,
+}
+
+/// Where names are, of all types.
+#[derive(Debug, Default)]
+struct Index {
+    /// Hash of a name and the id of a type that has it, in order.
+    names: Vec<(u64, u32)>,
+    enum_items: HashMap<String, Vec<EnumItem>>,
 }
 
 /// An item and the type id of the enum it is in.
@@ -169,8 +177,7 @@ impl KernelBtf {
         KernelBtf {
             btf,
             path: path.to_owned(),
-            ids: Mutex::default(),
-            enum_items: OnceLock::new(),
+            index: OnceLock::new(),
         }
     }
 
@@ -239,7 +246,7 @@ impl KernelBtf {
     }
 
     /// Value of an enum item, in the enum called `enum_name` or, with `None`, in whichever enum
-    /// (named or not) has it. The latter reads all types once, some 20 ms.
+    /// (named or not) has it.
     ///
     /// BTF made before Linux 6.0 does not say whether an enum is signed: there, negative items come
     /// back as their 32-bit unsigned pattern.
@@ -286,7 +293,7 @@ impl KernelBtf {
     /// # Errors
     /// As [`KernelBtf::enum_value`].
     pub fn enum_value_beside(&self, item: &str, sibling: &str) -> Result<i64> {
-        let siblings = self.enum_items()?.get(sibling);
+        let siblings = self.index()?.enum_items.get(sibling);
         self.agreed_item(item, |enum_id| {
             siblings.is_some_and(|all| all.iter().any(|one| one.enum_id == enum_id))
         })
@@ -294,7 +301,8 @@ impl KernelBtf {
 
     fn agreed_item(&self, item: &str, accept: impl Fn(u32) -> bool) -> Result<i64> {
         let mut found: Option<i64> = None;
-        let all = self.enum_items()?.get(item).map_or(&[][..], Vec::as_slice);
+        let items = &self.index()?.enum_items;
+        let all = items.get(item).map_or(&[][..], Vec::as_slice);
         for one in all.iter().filter(|one| accept(one.enum_id)) {
             match found {
                 Some(first) if first != one.value => {
@@ -377,18 +385,23 @@ impl KernelBtf {
 
     /// Type ids that carry this name, of any kind.
     fn ids(&self, name: &str) -> Result<Vec<u32>> {
-        // A poisoned cache is still a cache of facts.
-        let mut cache = self.ids.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(ids) = cache.get(name) {
-            return Ok(ids.clone());
+        let names = &self.index()?.names;
+        let hash = hash_of(name);
+        let from = names.partition_point(|(one, _)| *one < hash);
+        let mut ids = Vec::new();
+        for (_, id) in names[from..].iter().take_while(|(one, _)| *one == hash) {
+            if self.type_name(&self.type_of(*id)?).as_deref() == Some(name) {
+                ids.push(*id);
+            }
         }
-        let ids = self
-            .btf
-            .resolve_ids_by_name(name)
-            .map_err(|error| unusable(&self.path, error))?;
-        cache.insert(name.to_owned(), ids.clone());
         Ok(ids)
     }
+}
+
+fn hash_of(name: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    name.hash(&mut hasher);
+    hasher.finish()
 }
 
 fn memfd(bytes: &[u8]) -> io::Result<File> {

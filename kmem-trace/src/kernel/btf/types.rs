@@ -2,12 +2,11 @@
 //!
 //! Every walk is bounded, so that a hostile file with a cycle ends in an error, not in a hang.
 
-use std::collections::HashMap;
-
 use btf_rs::{BtfType, FuncProto, Type};
 
 use super::{
-    Bits, BtfError, EnumItem, Function, KernelBtf, Member, Param, Result, Value, missing, no_struct,
+    Bits, BtfError, EnumItem, Function, Index, KernelBtf, Member, Param, Result, Value, hash_of,
+    missing, no_struct,
 };
 
 /// Longest chain of typedefs, qualifiers, pointers and nested structs that is followed. The
@@ -308,22 +307,31 @@ impl KernelBtf {
         }
     }
 
-    /// All items of all enums, gathered on first use.
-    pub(super) fn enum_items(&self) -> Result<&HashMap<String, Vec<EnumItem>>> {
-        if let Some(items) = self.enum_items.get() {
-            return Ok(items);
+    /// All names and all items of all enums, gathered on first use.
+    pub(super) fn index(&self) -> Result<&Index> {
+        if let Some(index) = self.index.get() {
+            return Ok(index);
         }
-        let mut all: HashMap<String, Vec<EnumItem>> = HashMap::new();
+        let mut index = Index::default();
         let (_, last) = self.btf.base().type_id_range();
-        for enum_id in 1..=last {
-            let of = self.type_of(enum_id)?;
+        for id in 1..=last {
+            let of = self.type_of(id)?;
+            if let Some(name) = self.type_name(&of) {
+                index.names.push((hash_of(&name), id));
+            }
             for (name, value) in self.items_of(&of).unwrap_or_default() {
-                all.entry(name)
-                    .or_default()
-                    .push(EnumItem { enum_id, value });
+                let items = index.enum_items.entry(name).or_default();
+                items.push(EnumItem { enum_id: id, value });
             }
         }
-        Ok(self.enum_items.get_or_init(|| all))
+        index.names.sort_unstable();
+        Ok(self.index.get_or_init(|| index))
+    }
+
+    /// Name of a type; `None` for those that have none.
+    pub(super) fn type_name(&self, of: &Type) -> Option<String> {
+        let name = self.name(of.as_btf_type()?);
+        (!name.is_empty()).then_some(name)
     }
 }
 
