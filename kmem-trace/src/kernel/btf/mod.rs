@@ -7,7 +7,7 @@
 //!
 //! `btf_rs`'s memory-mapped backend is used: it only notes where each type starts (about 1 ms for
 //! a whole kernel, the caching backend takes 120). It goes through all names for each that is asked,
-//! so ours are indexed, in one pass over the types, when the first is. sysfs lets BTF be mapped since
+//! so we index them, in one pass over the types. sysfs lets BTF be mapped since
 //! Linux 6.16 only, so where mapping fails the file is copied into a memfd first.
 
 mod types;
@@ -24,7 +24,6 @@ use std::{
     io::{self, Write},
     os::fd::AsRawFd,
     path::{Path, PathBuf},
-    sync::OnceLock,
 };
 
 use btf_rs::{Backend, Btf, BtfType, Type};
@@ -115,7 +114,7 @@ pub struct Value {
 pub struct KernelBtf {
     btf: Btf,
     path: PathBuf,
-    index: OnceLock<Index>,
+    index: Index,
 }
 
 /// Where names are, of all types.
@@ -154,7 +153,7 @@ impl KernelBtf {
             }
             Err(error) => return Err(unusable(path, error)),
         };
-        Ok(KernelBtf::new(btf, path))
+        KernelBtf::new(btf, path)
     }
 
     /// As [`KernelBtf::load`], from bytes; `path` is only named in errors.
@@ -170,15 +169,17 @@ impl KernelBtf {
         let copy = format!("/proc/self/fd/{}", file.as_raw_fd());
         let btf = Btf::from_file_with_backend(copy, Backend::Mmap)
             .map_err(|error| unusable(path, error))?;
-        Ok(KernelBtf::new(btf, path))
+        KernelBtf::new(btf, path)
     }
 
-    fn new(btf: Btf, path: &Path) -> KernelBtf {
-        KernelBtf {
+    fn new(btf: Btf, path: &Path) -> Result<KernelBtf> {
+        let mut btf = KernelBtf {
             btf,
             path: path.to_owned(),
-            index: OnceLock::new(),
-        }
+            index: Index::default(),
+        };
+        btf.index = btf.indexed()?;
+        Ok(btf)
     }
 
     /// The file this came from.
@@ -293,7 +294,7 @@ impl KernelBtf {
     /// # Errors
     /// As [`KernelBtf::enum_value`].
     pub fn enum_value_beside(&self, item: &str, sibling: &str) -> Result<i64> {
-        let siblings = self.index()?.enum_items.get(sibling);
+        let siblings = self.index.enum_items.get(sibling);
         self.agreed_item(item, |enum_id| {
             siblings.is_some_and(|all| all.iter().any(|one| one.enum_id == enum_id))
         })
@@ -301,7 +302,7 @@ impl KernelBtf {
 
     fn agreed_item(&self, item: &str, accept: impl Fn(u32) -> bool) -> Result<i64> {
         let mut found: Option<i64> = None;
-        let items = &self.index()?.enum_items;
+        let items = &self.index.enum_items;
         let all = items.get(item).map_or(&[][..], Vec::as_slice);
         for one in all.iter().filter(|one| accept(one.enum_id)) {
             match found {
@@ -385,7 +386,7 @@ impl KernelBtf {
 
     /// Type ids that carry this name, of any kind.
     fn ids(&self, name: &str) -> Result<Vec<u32>> {
-        let names = &self.index()?.names;
+        let names = &self.index.names;
         let hash = hash_of(name);
         let from = names.partition_point(|(one, _)| *one < hash);
         let mut ids = Vec::new();

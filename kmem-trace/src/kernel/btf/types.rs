@@ -307,11 +307,8 @@ impl KernelBtf {
         }
     }
 
-    /// All names and all items of all enums, gathered on first use.
-    pub(super) fn index(&self) -> Result<&Index> {
-        if let Some(index) = self.index.get() {
-            return Ok(index);
-        }
+    /// All names and all items of all enums.
+    pub(super) fn indexed(&self) -> Result<Index> {
         let mut index = Index::default();
         let (_, last) = self.btf.base().type_id_range();
         for id in 1..=last {
@@ -325,7 +322,7 @@ impl KernelBtf {
             }
         }
         index.names.sort_unstable();
-        Ok(self.index.get_or_init(|| index))
+        Ok(index)
     }
 
     /// Name of a type; `None` for those that have none.
