@@ -10,6 +10,9 @@ use crate::kernel::proc::slabinfo::SlabCache;
 /// A cache that moved by less is not held against `/proc/slabinfo`: what lies on per-CPU lists
 /// would drown it.
 pub const WORTH_COMPARING_BYTES: u64 = 1 << 20;
+/// Where what lies on lists is known, and events and slabinfo are further apart than that explains, this
+/// much is worth telling.
+const WORTH_TELLING_BYTES: u64 = 64 << 10;
 
 /// The kernel's slab figures at one moment.
 #[derive(Clone, Debug, Default)]
@@ -129,8 +132,8 @@ pub struct UnseenLine {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Coverage {
     pub by_cache: HashMap<String, Covered>,
-    /// Caches where the two differ by more than 1 MiB, and by more than lists can hold, the largest
-    /// first.
+    /// Caches where the two differ by more than lists can hold, and by more than 64 KiB (1 MiB where
+    /// what these hold is not known), the largest first.
     pub unseen: Vec<UnseenLine>,
 }
 
@@ -158,7 +161,8 @@ pub fn coverage(
         }
         let objects = moved - seen;
         let apart = objects.unsigned_abs();
-        if apart * object_bytes >= WORTH_COMPARING_BYTES && apart > bound.unwrap_or(0) {
+        let worth = bound.map_or(WORTH_COMPARING_BYTES, |_| WORTH_TELLING_BYTES);
+        if apart * object_bytes >= worth && apart > bound.unwrap_or(0) {
             found.unseen.push(UnseenLine {
                 cache: name.to_owned(),
                 objects,

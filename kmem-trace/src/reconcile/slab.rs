@@ -37,7 +37,7 @@ pub struct SlabLine {
     pub objects: i64,
     /// At `kmem_cache.size` each.
     pub bytes: i64,
-    /// What losses make of `objects` and `bytes`.
+    /// What losses, and objects of the cache that went without an event, make of `objects` and `bytes`.
     pub bytes_are: Reading,
     pub allocated_bytes: u64,
     pub freed_bytes: u64,
@@ -66,6 +66,25 @@ pub enum Reading {
 }
 
 impl Reading {
+    /// `came`: some that came are not in it; `went`: some that went are not.
+    fn of(came: bool, went: bool) -> Self {
+        match (came, went) {
+            (false, false) => Self::Counted,
+            (true, false) => Self::AtLeast,
+            (false, true) => Self::AtMost,
+            (true, true) => Self::About,
+        }
+    }
+
+    /// Both of them.
+    pub fn and(self, other: Self) -> Self {
+        let either = |kinds: [Self; 2]| kinds.contains(&self) || kinds.contains(&other);
+        Self::of(
+            either([Self::AtLeast, Self::About]),
+            either([Self::AtMost, Self::About]),
+        )
+    }
+
     /// Before a figure on the screen.
     pub fn sign(self) -> &'static str {
         match self {
@@ -123,12 +142,7 @@ impl SlabLost {
             });
         let came = both || any("slab.alloc", of);
         let went = both || any("slab.free", of) || (!is_charged && self.objects > 0);
-        match (came, went) {
-            (false, false) => Reading::Counted,
-            (true, false) => Reading::AtLeast,
-            (false, true) => Reading::AtMost,
-            (true, true) => Reading::About,
-        }
+        Reading::of(came, went)
     }
 }
 
@@ -281,17 +295,46 @@ pub fn node(
     }
 }
 
+impl SlabReport {
+    /// How the sum of some lines is to be read.
+    pub fn reading(&self, wanted: impl Fn(&SlabLine) -> bool) -> Reading {
+        self.lines
+            .iter()
+            .filter(|line| wanted(line) && line.bytes != 0)
+            .fold(Reading::Counted, |all, line| all.and(line.bytes_are))
+    }
+}
+
 /// Why slab that was made for the traced cgroups is in nobody's usage: one cache and cause.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reason<'a> {
     pub cache: &'a str,
     pub cause: &'static str,
+    /// The call site of most bytes.
     pub call_site: Option<&'a str>,
+    /// Of `objects`, those of `call_site`.
+    pub objects_there: i64,
     pub objects: i64,
     pub bytes: i64,
 }
 
-/// The largest reasons, by cache and cause; the call site is that of most bytes.
+impl Reason<'_> {
+    /// Takes bytes out of which nobody knows whether they are still there; what that leaves of them.
+    fn without(&mut self, bytes: i64) -> i64 {
+        let taken = bytes.clamp(0, self.bytes.max(0));
+        if taken > 0 {
+            // All of one cache: each as large.
+            let gone =
+                (i128::from(self.objects) * i128::from(taken) / i128::from(self.bytes)) as i64;
+            self.objects -= gone;
+            self.objects_there = self.objects_there.min(self.objects);
+            self.bytes -= taken;
+        }
+        bytes - taken
+    }
+}
+
+/// The largest reasons, by cache and cause.
 pub fn reasons(lines: &[SlabLine]) -> Vec<Reason<'_>> {
     let mut found: Vec<Reason<'_>> = Vec::new();
     let mut uncharged: Vec<&SlabLine> = lines
@@ -307,11 +350,15 @@ pub fn reasons(lines: &[SlabLine]) -> Vec<Reason<'_>> {
             Some(reason) => {
                 reason.objects += line.objects;
                 reason.bytes += line.bytes;
+                if line.call_site.as_deref() == reason.call_site {
+                    reason.objects_there += line.objects;
+                }
             }
             None => found.push(Reason {
                 cache: &line.cache,
                 cause: line.cause,
                 call_site: line.call_site.as_deref(),
+                objects_there: line.objects,
                 objects: line.objects,
                 bytes: line.bytes,
             }),
@@ -320,6 +367,41 @@ pub fn reasons(lines: &[SlabLine]) -> Vec<Reason<'_>> {
     found.retain(|reason| reason.bytes > 0);
     found.sort_by_key(|reason| (std::cmp::Reverse(reason.bytes), reason.cache));
     found
+}
+
+/// What of the lines may be gone, for objects of its cache went without an event, and whose these were
+/// nobody knows.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Doubtful {
+    bytes: i64,
+    /// Of these, charged to nobody.
+    uncharged_bytes: i64,
+    /// By cache: all that went so, largest first.
+    by_cache: Vec<(String, i64)>,
+}
+
+fn doubtful(report: &SlabReport) -> Doubtful {
+    let mut doubtful = Doubtful::default();
+    for unseen in report.node.unseen.iter().filter(|it| it.objects < 0) {
+        let of = |is_wanted: fn(&SlabLine) -> bool| -> i64 {
+            report
+                .lines
+                .iter()
+                .filter(|line| line.cache == unseen.cache && is_wanted(line))
+                .map(|line| line.bytes)
+                .sum::<i64>()
+                .max(0)
+        };
+        let all = of(|_| true).min(-unseen.bytes);
+        if all > 0 {
+            doubtful.bytes += all;
+            doubtful.uncharged_bytes += of(|line| line.cause != "charged").min(-unseen.bytes);
+            doubtful
+                .by_cache
+                .push((unseen.cache.clone(), -unseen.bytes));
+        }
+    }
+    doubtful
 }
 
 /// The sentences that a trace ends with: what of the slab is in no usage, and the largest reasons.
@@ -355,18 +437,48 @@ fn held_by_the_dead(dead: &[DeadLine]) -> Option<String> {
 /// What is in no usage, and why.
 fn missing(report: &SlabReport) -> Vec<String> {
     let node = &report.node;
-    let made = node.charged_bytes + node.not_charged_bytes;
-    let reasons = reasons(&report.lines);
-    if made <= 0 || reasons.is_empty() {
+    let mut reasons = reasons(&report.lines);
+    if node.not_charged_bytes <= 0 || reasons.is_empty() {
         return Vec::new();
     }
-    let missing = node.not_charged_bytes.max(0);
-    let mut sentences = vec![format!(
-        "Of {} of slab made here, {} ({:.0} %) are in no usage.",
-        human(made.unsigned_abs()),
-        human(missing.unsigned_abs()),
-        missing as f64 * 100.0 / made as f64
-    )];
+    let doubtful = doubtful(report);
+    for (cache, gone) in &doubtful.by_cache {
+        let mut left = *gone;
+        for reason in reasons.iter_mut().filter(|it| it.cache == cache) {
+            left = reason.without(left);
+        }
+    }
+    reasons.retain(|reason| reason.bytes > 0);
+    reasons.sort_by_key(|reason| (std::cmp::Reverse(reason.bytes), reason.cache));
+    let made = node.charged_bytes + node.not_charged_bytes - doubtful.bytes;
+    let missing = (node.not_charged_bytes - doubtful.uncharged_bytes).max(0);
+    let mut sentences = vec![if missing > made {
+        // Charged slab that was there before went: no share of what came.
+        format!(
+            "{} of slab made here are in no usage; what is charged of slab fell by {} meanwhile.",
+            human(missing.unsigned_abs()),
+            human((missing - made).unsigned_abs()),
+        )
+    } else {
+        format!(
+            "Of {} of slab made here, {} ({:.0} %) are in no usage.",
+            human(made.unsigned_abs()),
+            human(missing.unsigned_abs()),
+            missing as f64 * 100.0 / made.max(1) as f64
+        )
+    }];
+    if doubtful.bytes >= WORTH_SAYING_BYTES {
+        let caches: Vec<String> = doubtful
+            .by_cache
+            .iter()
+            .map(|(cache, gone)| format!("{cache} ({} of the node)", human(gone.unsigned_abs())))
+            .collect();
+        sentences.push(format!(
+            "Not in that: up to {} more, of caches whose objects went without an event, whosesoever they were: {}.",
+            human(doubtful.bytes.unsigned_abs()),
+            caches.join(", ")
+        ));
+    }
     let off: i64 = report
         .lines
         .iter()
@@ -380,9 +492,14 @@ fn missing(report: &SlabReport) -> Vec<String> {
         ));
     }
     for (place, reason) in reasons.iter().take(REASONS).enumerate() {
-        let site = reason
-            .call_site
-            .map_or(String::new(), |site| format!(" at {site}"));
+        let site = match reason.call_site {
+            None => String::new(),
+            Some(site) if reason.objects_there == reason.objects => format!(" at {site}"),
+            Some(site) => format!(
+                ", {} of them at {site}",
+                count(reason.objects_there.unsigned_abs())
+            ),
+        };
         sentences.push(format!(
             "{}. {} ({:.0} % of that): {} × {}{site}, {}; {}.",
             place + 1,
@@ -412,6 +529,12 @@ pub fn because(cause: &str) -> &'static str {
         "not-slab" => "pages, no slab",
         _ => "cause unknown",
     }
+}
+
+/// The same in few words.
+pub fn briefly(cause: &str) -> &'static str {
+    let said = because(cause);
+    said.split_once(": ").map_or(said, |(brief, _)| brief)
 }
 
 /// What one can do about it.
@@ -521,8 +644,9 @@ mod tests {
         );
         // Two call sites of one cache and cause are one reason, named by the larger.
         assert!(
-            said[2]
-                .starts_with("2. 960 B (0 % of that): 30 × lsm at security+0x2, not accountable"),
+            said[2].starts_with(
+                "2. 960 B (0 % of that): 30 × lsm, 20 of them at security+0x2, not accountable"
+            ),
             "{}",
             said[2]
         );
@@ -550,6 +674,115 @@ mod tests {
             said[1],
             "Accounting of kernel memory is off since boot (cgroup.memory=nokmem): 1.5 KiB of that would be charged with it on."
         );
+    }
+
+    /// A report of these lines, of whose cache so many objects of one size went without an event.
+    fn with_unseen(lines: Vec<SlabLine>, cache: &str, objects: i64, size: i64) -> SlabReport {
+        let sum = |is_charged: bool| {
+            lines
+                .iter()
+                .filter(|line| (line.cause == "charged") == is_charged)
+                .map(|line| line.bytes)
+                .sum()
+        };
+        SlabReport {
+            node: NodeLine {
+                charged_bytes: sum(true),
+                not_charged_bytes: sum(false),
+                unseen: vec![UnseenLine {
+                    cache: cache.to_owned(),
+                    objects,
+                    bytes: objects * size,
+                }],
+                ..NodeLine::default()
+            },
+            lines,
+            large: Vec::new(),
+            wrong_payers: Vec::new(),
+            dead: Vec::new(),
+            findings: Findings::default(),
+        }
+    }
+
+    #[test]
+    fn what_may_have_gone_without_an_event_is_no_reason() {
+        let lines = || {
+            vec![
+                line("maple_node", "not-accountable", "mas_a", 600, 153_600),
+                line("maple_node", "not-accountable", "mas_b", 400, 102_400),
+                line("TCP", "softirq", "sk_prot_alloc", 10, 20_480),
+                line("filp", "charged", "alloc_empty_file", 100, 20_480),
+            ]
+        };
+        // More went than is here: nothing of it is certain.
+        let said = verdict(&with_unseen(lines(), "maple_node", -5000, 256));
+        assert_eq!(
+            said[0],
+            "Of 40.0 KiB of slab made here, 20.0 KiB (50 %) are in no usage."
+        );
+        assert!(
+            said[1].contains("up to 250.0 KiB more")
+                && said[1].contains("maple_node (1 250.0 KiB of the node)"),
+            "{}",
+            said[1]
+        );
+        assert!(
+            said[2].starts_with("1. 20.0 KiB (100 % of that): 10 × TCP"),
+            "{}",
+            said[2]
+        );
+        assert_eq!(said.len(), 3);
+        // Some of it is there still.
+        let said = verdict(&with_unseen(lines(), "maple_node", -200, 256));
+        assert!(
+            said[2].contains("200.0 KiB")
+                && said[2].contains("800 × maple_node, 600 of them at mas_a"),
+            "{}",
+            said[2]
+        );
+        // What came without an event is in no line.
+        let said = verdict(&with_unseen(lines(), "maple_node", 5000, 256));
+        assert!(
+            said[1].contains("1000 × maple_node") || said[1].contains("1 000 × maple_node"),
+            "{}",
+            said[1]
+        );
+    }
+
+    #[test]
+    fn what_is_gone_of_a_cache_is_taken_from_charged_lines_too() {
+        let lines = vec![
+            line("radix", "charged", "a", 100, 57_600),
+            line("radix", "not-accountable", "b", 100, 57_600),
+        ];
+        let found = doubtful(&with_unseen(lines, "radix", -150, 576));
+        assert_eq!((found.bytes, found.uncharged_bytes), (150 * 576, 57_600));
+    }
+
+    #[test]
+    fn there_is_no_share_of_more_than_all() {
+        let report = with_unseen(
+            vec![
+                line("dentry", "charged", "a", -256, -49_152),
+                line("maple_node", "not-accountable", "b", 200, 51_200),
+            ],
+            "other",
+            -1,
+            1,
+        );
+        assert_eq!(
+            verdict(&report)[0],
+            "50.0 KiB of slab made here are in no usage; what is charged of slab fell by 48.0 KiB meanwhile."
+        );
+    }
+
+    #[test]
+    fn readings_of_lines_add_up() {
+        use Reading::{About, AtLeast, AtMost, Counted};
+        assert_eq!(Counted.and(Counted), Counted);
+        assert_eq!(AtLeast.and(Counted), AtLeast);
+        assert_eq!(AtLeast.and(AtMost), About);
+        assert_eq!(About.and(Counted), About);
     }
 
     #[test]

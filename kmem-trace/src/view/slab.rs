@@ -8,7 +8,7 @@ use super::{
 };
 use crate::reconcile::{
     charged::{ChargedLine, Compared, Terms},
-    slab::{SlabLine, SlabReport, because},
+    slab::{NodeLine, Reading, SlabLine, SlabReport, briefly},
 };
 
 /// Caches and causes shown by name; the rest is one line.
@@ -23,19 +23,30 @@ const WORTH_BYTES: i64 = 16 * 1024;
 pub fn report(out: &mut impl Write, slab: &SlabReport) -> io::Result<()> {
     let node = &slab.node;
     let made = node.charged_bytes + node.not_charged_bytes;
-    figure(
+    sum(
         out,
         "slab made here since start",
         made,
+        slab.reading(|_| true),
         "live objects, at kmem_cache.size each",
     )?;
-    figure(out, "  charged to it", node.charged_bytes, "")?;
-    rows(out, slab, |line| line.cause == "charged")?;
+    let is_charged = |line: &SlabLine| line.cause == "charged";
+    let reading = slab.reading(is_charged);
+    sum(out, "  charged to it", node.charged_bytes, reading, "")?;
+    rows(out, slab, is_charged)?;
     for line in &slab.findings.charged {
         charged(out, line, slab.findings.charged.len() > 1)?;
     }
-    figure(out, "  charged to nobody", node.not_charged_bytes, "")?;
-    rows(out, slab, |line| line.cause != "charged")?;
+    let is_uncharged = |line: &SlabLine| line.cause != "charged";
+    let reading = slab.reading(is_uncharged);
+    sum(
+        out,
+        "  charged to nobody",
+        node.not_charged_bytes,
+        reading,
+        "",
+    )?;
+    rows(out, slab, is_uncharged)?;
     let large: i64 = slab.large.iter().map(|line| line.bytes).sum();
     if large >= WORTH_BYTES {
         figure(
@@ -62,40 +73,7 @@ pub fn report(out: &mut impl Write, slab: &SlabReport) -> io::Result<()> {
         writeln!(out, "  growing: {}", line.text())?;
     }
     dead(out, slab)?;
-    figure(
-        out,
-        "node: Slab since start",
-        node.slab_delta_bytes,
-        &format!(
-            "= here {} + others {} + large kmallocs {} + page overhead {} + without an event {} + unexplained {}{}",
-            plain(made),
-            plain(node.other_cgroups_bytes),
-            plain(node.large_kmalloc_bytes),
-            plain(node.overhead_bytes),
-            plain(node.unseen_bytes),
-            plain(node.residual_bytes),
-            lists_text(node.residual_bytes, node.residual_bound_bytes)
-        ),
-    )?;
-    if !node.has_slabinfo {
-        writeln!(
-            out,
-            "  /proc/slabinfo was not read: no cache is held against it, and the page overhead is in what is unexplained"
-        )?;
-    }
-    for unseen in node.unseen.iter().take(3) {
-        let what = if unseen.objects < 0 {
-            "objects went without an event"
-        } else {
-            "objects came without an event"
-        };
-        figure(
-            out,
-            &format!("    {}", unseen.cache),
-            unseen.bytes,
-            &format!("{} {what}", count(unseen.objects.unsigned_abs())),
-        )?;
-    }
+    self::node(out, node)?;
     let lost = &node.lost;
     if !lost.is_nothing() {
         let roles: Vec<_> = lost
@@ -117,20 +95,73 @@ pub fn report(out: &mut impl Write, slab: &SlabReport) -> io::Result<()> {
     out.flush()
 }
 
+/// What the change of the node's slab is made of; what is nothing is left out.
+fn node(out: &mut impl Write, node: &NodeLine) -> io::Result<()> {
+    let total = node.slab_delta_bytes;
+    figure(
+        out,
+        "node: Slab since start",
+        total,
+        "in /proc/meminfo, which is",
+    )?;
+    let overhead = if node.overhead_bytes < 0 {
+        "objects took free places of slabs that were there"
+    } else {
+        "free places in slabs"
+    };
+    for (name, bytes, remark) in [
+        (
+            "made here",
+            node.charged_bytes + node.not_charged_bytes,
+            "the sum above",
+        ),
+        (
+            "others",
+            node.other_cgroups_bytes,
+            "other cgroups, the root, interrupts over their tasks",
+        ),
+        ("large kmallocs", node.large_kmalloc_bytes, ""),
+        ("page overhead", node.overhead_bytes, overhead),
+        (
+            "without an event",
+            node.unseen_bytes,
+            "slabinfo counts it, whosesoever it is",
+        ),
+    ] {
+        if bytes != 0 {
+            figure(out, &format!("  {name}"), bytes, remark)?;
+        }
+    }
+    for unseen in node.unseen.iter().take(3) {
+        let what = if unseen.objects < 0 { "went" } else { "came" };
+        let remark = format!("{} objects {what}", count(unseen.objects.unsigned_abs()));
+        figure(out, &format!("    {}", unseen.cache), unseen.bytes, &remark)?;
+    }
+    let lists = lists_text(node.residual_bytes, node.residual_bound_bytes);
+    figure(out, "  unexplained", node.residual_bytes, &lists)?;
+    if !node.has_slabinfo {
+        writeln!(
+            out,
+            "  /proc/slabinfo was not read: no cache is held against it, and the page overhead is in what is unexplained"
+        )?;
+    }
+    Ok(())
+}
+
 /// How what is unexplained of the node compares with what may lie on lists.
 fn lists_text(residual_bytes: i64, bound_bytes: Option<u64>) -> String {
-    match bound_bytes {
-        None => String::new(),
-        Some(bound) => format!(
-            ", {} {} for free objects on lists and what moved while reading",
-            if residual_bytes.unsigned_abs() <= bound {
-                "within"
-            } else {
-                "beyond"
-            },
-            human(bound)
-        ),
-    }
+    let Some(bound) = bound_bytes else {
+        return String::new();
+    };
+    let fits = if residual_bytes.unsigned_abs() <= bound {
+        "within"
+    } else {
+        "beyond"
+    };
+    format!(
+        "{fits} {}: free objects on lists, and what moved while reading",
+        human(bound)
+    )
 }
 
 /// What removed cgroups still hold, under the names they had.
@@ -199,28 +230,34 @@ fn rows(
         .min(SHOWN);
     for line in &lines[..worth] {
         let mut remark = format!("{} objects", count(line.objects.unsigned_abs()));
-        if line.cause != "charged" {
-            remark.push_str(", ");
-            remark.push_str(because(line.cause));
-        }
         if let Some(call_site) = &line.call_site {
             remark.push_str(" at ");
             remark.push_str(call_site);
         }
+        if line.cause != "charged" {
+            remark.push_str(", ");
+            remark.push_str(briefly(line.cause));
+        }
         if let Some(coverage) = line.coverage {
             remark.push_str(&coverage_text(coverage, line.coverage_bound));
         }
-        let bytes = format!("{}{}", line.bytes_are.sign(), plain(line.bytes));
-        row(out, &format!("    {}", line.cache), &bytes, &remark)?;
-    }
-    let rest: i64 = lines[worth..].iter().map(|line| line.bytes).sum();
-    if rest != 0 {
-        figure(
+        sum(
             out,
-            &format!("    {} others", lines.len() - worth),
-            rest,
-            "",
+            &format!("    {}", line.cache),
+            line.bytes,
+            line.bytes_are,
+            &remark,
         )?;
+    }
+    let rest = &lines[worth..];
+    let bytes: i64 = rest.iter().map(|line| line.bytes).sum();
+    if bytes != 0 {
+        let others = if rest.len() == 1 { "other" } else { "others" };
+        let reading = rest
+            .iter()
+            .fold(Reading::Counted, |all, line| all.and(line.bytes_are));
+        let label = format!("    {} {others}", rest.len());
+        sum(out, &label, bytes, reading, "")?;
     }
     Ok(())
 }
@@ -301,6 +338,17 @@ fn figure(out: &mut impl Write, label: &str, bytes: i64, remark: &str) -> io::Re
     row(out, label, &plain(bytes), remark)
 }
 
+fn sum(
+    out: &mut impl Write,
+    label: &str,
+    bytes: i64,
+    bytes_are: Reading,
+    remark: &str,
+) -> io::Result<()> {
+    let figure = format!("{}{}", bytes_are.sign(), plain(bytes));
+    row(out, label, &figure, remark)
+}
+
 fn row(out: &mut impl Write, label: &str, bytes: &str, remark: &str) -> io::Result<()> {
     let line = format!("{label:<28}{bytes:>16}   {remark}");
     writeln!(out, "{}", line.trim_end())
@@ -317,16 +365,13 @@ fn plain(bytes: i64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::reconcile::{
-        coverage::UnseenLine,
-        slab::{NodeLine, Reading, SlabLine},
-    };
+    use crate::reconcile::{coverage::UnseenLine, slab::NodeLine};
 
     #[test]
     fn what_lists_may_hold_stands_beside_what_is_unexplained() {
-        let within = ", within 2.0 KiB for free objects on lists and what moved while reading";
+        let within = "within 2.0 KiB: free objects on lists, and what moved while reading";
         assert_eq!(lists_text(-2048, Some(2048)), within);
-        let beyond = ", beyond 2.0 KiB for free objects on lists and what moved while reading";
+        let beyond = "beyond 2.0 KiB: free objects on lists, and what moved while reading";
         assert_eq!(lists_text(2049, Some(2048)), beyond);
         assert_eq!(lists_text(2049, None), "");
     }
@@ -371,7 +416,7 @@ mod tests {
         let of = "1 000 objects  [99.3 % of slabinfo's change, off by up to 0.5 %]";
         assert!(said.contains(of), "{said}");
         assert!(
-            said.contains("9 000 objects went without an event"),
+            said.contains("    dentry                      -1 687.5 KiB   9 000 objects went\n"),
             "{said}"
         );
         assert!(!said.contains("was not read"), "{said}");

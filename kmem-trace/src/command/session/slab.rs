@@ -1,6 +1,6 @@
 //! Slab in a session: the kernel-side sums read, named, and held against the kernel's own figures.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use kmem_trace_ebpf::{
     config::ABSENT,
@@ -20,8 +20,8 @@ use crate::{
     reconcile::{
         coverage::{Meanwhile, SlabFigures, coverage},
         slab::{
-            self as reconcile, CauseBytes, DeadLine, DeadTotals, Findings, SlabLine, SlabLost,
-            SlabReport, WrongPayerLine,
+            self as reconcile, CauseBytes, DeadLine, DeadTotals, Findings, Reading, SlabLine,
+            SlabLost, SlabReport, WrongPayerLine,
         },
     },
     stream::decode::text,
@@ -235,6 +235,13 @@ impl Session {
             *by_events.entry(self.cache_name(address)).or_default() += objects;
         }
         let coverage = coverage(&by_events, &start.figures, &now);
+        // What came so is in no line; what went is in one still.
+        let gone: HashSet<String> = coverage
+            .unseen
+            .iter()
+            .filter(|line| line.objects < 0)
+            .map(|line| line.cache.clone())
+            .collect();
         let mut report = SlabReport {
             lines: Vec::new(),
             large: Vec::new(),
@@ -278,6 +285,10 @@ impl Session {
             let line = |row: &SlabRow| {
                 let cache = self.cache_name(row.cache);
                 let covered = coverage.by_cache.get(&cache);
+                let mut bytes_are = readings[usize::from(row.cause == CAUSE_CHARGED)];
+                if gone.contains(&cache) {
+                    bytes_are = bytes_are.and(Reading::AtMost);
+                }
                 SlabLine {
                     coverage: covered.map(|it| it.share),
                     coverage_bound: covered.and_then(|it| it.bound),
@@ -287,7 +298,7 @@ impl Session {
                     call_site: (row.call_site != 0).then(|| self.call_site(row.call_site)),
                     objects: row.objects(),
                     bytes: row.bytes(),
-                    bytes_are: readings[usize::from(row.cause == CAUSE_CHARGED)],
+                    bytes_are,
                     allocated_bytes: row.allocated_bytes,
                     freed_bytes: row.freed_bytes,
                 }
