@@ -19,7 +19,7 @@ use super::{
     cli::{Common, Format, TraceArgs},
     names::SessionNames,
     privilege,
-    session::{Request, Session},
+    session::{PATIENCE_MS, Request, Session},
 };
 use crate::{
     hooks::{
@@ -228,7 +228,7 @@ impl<'a> Trace<'a> {
                 _ = interrupt.recv() => break,
                 _ = terminate.recv() => break,
                 _ = hangup.recv() => break,
-                _ = report.tick() => self.print_reports()?,
+                _ = report.tick() => self.print_reports().await?,
                 _ = look.tick() => {
                     self.drain()?;
                     self.govern()?;
@@ -279,9 +279,26 @@ impl<'a> Trace<'a> {
         }
     }
 
-    fn print_reports(&mut self) -> Result<()> {
+    async fn print_reports(&mut self) -> Result<()> {
         self.drain()?;
         let mut reports = self.session.reports()?;
+        for pause in PATIENCE_MS {
+            if reports.iter().all(Report::holds) {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(pause)).await;
+            self.drain()?;
+            self.session.read_again(&mut reports)?;
+        }
+        for gone in self.session.newly_gone() {
+            match self.common.format {
+                Format::Json => self.line(&Line::Gone(&gone))?,
+                Format::Table => {
+                    let result = screen::gone(&mut self.out, &gone);
+                    self.written(result)?;
+                }
+            }
+        }
         if let Some(first) = reports.first_mut() {
             first.own = Some(self.session.own_cost());
         }
@@ -476,7 +493,7 @@ impl<'a> Trace<'a> {
             });
         if !seen {
             self.slab_due = Instant::now();
-            self.print_reports()?;
+            self.print_reports().await?;
         } else if self.common.interval.as_secs_f64() < SLAB_PAUSE.as_secs_f64() {
             self.slab_due = Instant::now();
             self.print_slab()?;

@@ -44,6 +44,15 @@ pub struct Facts<'a> {
     pub struck_why: &'a HashMap<(&'static str, usize), String>,
 }
 
+/// Roles beside slab events, and what is not seen without them.
+const UNSEEN_SLAB: [(&str, &str); 5] = [
+    ("slab.bulk", "what comes and goes in bulk"),
+    ("slab.sheaf", "frees into sheaves"),
+    ("slab.nolock", "kmalloc_nolock"),
+    ("slab.charge", "what is charged late"),
+    ("slab.socket", "whom sockets born in softirq work for"),
+];
+
 /// What serves a role.
 #[derive(Clone, Debug)]
 pub struct Resolved {
@@ -67,6 +76,12 @@ pub struct Row {
 }
 
 impl Resolved {
+    /// Why nothing serves it, without what it then lacks.
+    pub fn why_not(&self) -> &str {
+        let lacks = self.why.strip_suffix(self.role.without);
+        lacks.map_or(self.why.as_str(), |why| why.trim_end_matches("; "))
+    }
+
     pub fn row(&self, default: bool) -> Row {
         Row {
             role: self.role.name,
@@ -97,6 +112,23 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// Slab that passes no tracepoint, where no program on functions follows it; `has`: the kernel has
+    /// such a function.
+    pub fn unseen_slab(&self, has: impl Fn(&str) -> bool) -> Option<String> {
+        let is_here = |role: &Role| {
+            let mut hooks = role.candidates.iter().flat_map(|it| it.hooks);
+            hooks.any(|hook| has(hook.symbol))
+        };
+        let lacks = |(name, _): &(&str, &str)| {
+            self.role(name)
+                .is_some_and(|it| it.choice.is_none() && is_here(it.role))
+        };
+        let lacking: Vec<_> = UNSEEN_SLAB.into_iter().filter(lacks).collect();
+        let first = lacking.first().and_then(|(role, _)| self.role(role))?;
+        let what: Vec<&str> = lacking.iter().map(|(_, what)| *what).collect();
+        Some(format!("slab {}: {}", what.join(", "), first.why_not()))
+    }
+
     pub fn role(&self, name: &str) -> Option<&Resolved> {
         self.roles
             .iter()

@@ -166,6 +166,16 @@ pub struct StreamCheck {
     pub agrees: bool,
 }
 
+/// A traced cgroup that was removed: there is no usage any more that its ledger could be held against.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Gone {
+    pub elapsed_s: f64,
+    pub cgroup: String,
+    pub cgroup_id: u64,
+    /// There is another of its name by now, which is not traced.
+    pub replaced: bool,
+}
+
 /// The end of a run.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Summary {

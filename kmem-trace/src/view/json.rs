@@ -11,7 +11,7 @@ use crate::{
         charged::ChargedLine,
         growth::GrowthLine,
         overhead::Decision,
-        report::{Report, Summary},
+        report::{Gone, Report, Summary},
         slab::{DeadLine, NodeLine, SlabLine, WrongPayerLine},
     },
 };
@@ -48,6 +48,7 @@ pub enum Line<'a> {
     Event(&'a super::event::Event),
     Report(&'a Report),
     Step(&'a StepLine),
+    Gone(&'a Gone),
     Slab(&'a SlabLine),
     #[serde(rename = "charged-slab")]
     ChargedSlab(&'a ChargedLine),

@@ -6,7 +6,7 @@ use super::{
     json::StepLine,
     size::{count, human, signed},
 };
-use crate::reconcile::report::{Lost, Report, SelfCost, Summary, is_ledger};
+use crate::reconcile::report::{Gone, Lost, Report, SelfCost, Summary, is_ledger};
 
 /// What stands above every screen.
 #[derive(Clone, Debug)]
@@ -237,6 +237,24 @@ pub(super) fn named(roles: &[(&str, u64)]) -> String {
         .map(|(role, lost)| format!("{role} {}", count(*lost)))
         .collect();
     format!(" [{}]", each.join(", "))
+}
+
+/// Prints that a traced cgroup is no more.
+///
+/// # Errors
+/// Where the output does not take it.
+pub fn gone(out: &mut impl Write, gone: &Gone) -> io::Result<()> {
+    let other = if gone.replaced {
+        "; another of its name has come since, which is not traced: begin anew for that"
+    } else {
+        ""
+    };
+    writeln!(
+        out,
+        "\n{} was removed, seen at +{:.1} s: it has no usage any more, the slab it made is followed on{other}",
+        gone.cgroup, gone.elapsed_s
+    )?;
+    out.flush()
 }
 
 /// Prints what is left off from now on.

@@ -7,13 +7,15 @@ use std::{
     os::unix::{ffi::OsStrExt as _, fs::symlink},
     path::PathBuf,
     process::Command,
+    thread,
+    time::Duration,
 };
 
 use crate::{
     own,
     support::{
         cgroup::Cgroup,
-        lines,
+        lines, load, soon,
         tracer::{Tracer, answer},
     },
     traceable,
@@ -123,4 +125,30 @@ fn neither_is_a_process() {
     });
     assert!(event["cgroup"].is_string(), "{event}");
     tracer.end().assert_fine();
+}
+
+#[test]
+fn a_cgroup_made_again_under_the_same_name_is_not_held_against_the_ledger_of_the_first() {
+    if !traceable() {
+        return;
+    }
+    let first = Cgroup::top(&own("again"));
+    let tracer = Tracer::start(&format!("-c {} -i 100ms", first.name));
+    load::pass(&first, "anon=5M");
+    tracer.next_report(&first.name);
+    assert!(first.remove());
+    // Its files are found by the same path.
+    let second = Cgroup::top(&first.name);
+    let held = load::start(&second, "anon=30M");
+    let is_said = soon(Duration::from_secs(10), || tracer.count("gone") > 0);
+    assert!(is_said, "the tracer does not say that it is gone");
+    let reports = tracer.count("report");
+    thread::sleep(Duration::from_millis(500));
+    assert_eq!(tracer.count("report"), reports, "of another cgroup");
+    held.end();
+    let ended = tracer.end();
+    ended.assert_fine();
+    let gone: Vec<_> = lines::of_type(&ended.lines, "gone").collect();
+    assert_eq!(gone.len(), 1, "{gone:?}");
+    assert_eq!(gone[0]["cgroup"].as_str(), Some(first.name.as_str()));
 }

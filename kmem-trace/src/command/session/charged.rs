@@ -105,6 +105,9 @@ impl Session {
     /// # Errors
     /// Why they cannot be read, in one line.
     fn kernel_slab(&mut self, target: &CgroupDir) -> Result<u64, String> {
+        if !target.is_there() {
+            return Err("the cgroup was removed".to_owned());
+        }
         let circumstances = self.circumstances(target);
         // On v1 it has no slab, but reading it flushes what CPUs keep to themselves.
         let stat = cgroupfs::stat(&target.dir).map_err(|error| error.to_string())?;

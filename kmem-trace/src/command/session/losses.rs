@@ -135,28 +135,40 @@ impl Session {
         self.attached.tally(LOST_PAGES) + lost.skipped * largest.max(STOCK_PAGES)
     }
 
-    /// Pages of cgroups made and gone before their directory could be looked at: ours or not, nobody
-    /// can tell, so that what they still hold may be missing from the ledger.
-    pub(super) fn nameless_pages(&mut self, reading: &Reading) -> u64 {
+    /// Whether a cgroup was made and gone before its directory could be looked at: ours or not, nobody can
+    /// tell.
+    pub(super) fn is_nameless(&self, id: u64) -> bool {
+        self.tree
+            .get(id)
+            .is_none_or(|node| node.path.is_none() && node.parent.is_none())
+    }
+
+    /// Looks for the names of cgroups that have none yet; whether it found any.
+    pub(super) fn names_the_nameless(&mut self, reading: &Reading) -> bool {
+        if self.plan.exact {
+            return false;
+        }
+        let nameless = |session: &Self| {
+            reading
+                .keys()
+                .filter(|id| session.is_nameless(**id))
+                .count()
+        };
+        let before = nameless(self);
+        if before == 0 {
+            return false;
+        }
+        self.look_elsewhere();
+        nameless(self) < before
+    }
+
+    /// What the nameless still hold may be missing from the ledger: pages.
+    pub(super) fn nameless_pages(&self, reading: &Reading) -> u64 {
         if self.plan.exact {
             return 0;
         }
-        let nameless = |session: &Self| -> Vec<u64> {
-            reading
-                .keys()
-                .filter(|id| session.tree.get(**id).is_none())
-                .filter(|id| !session.unnamed_at_start.contains(*id))
-                .copied()
-                .collect()
-        };
-        if !nameless(self).is_empty() {
-            self.look_elsewhere();
-        }
-        let now: u64 = nameless(self)
-            .iter()
-            .map(|id| book::parted(&reading[id]))
-            .sum();
-        self.retired.nameless_pages + now
+        let now = reading.iter().filter(|(id, _)| self.is_nameless(**id));
+        self.retired.nameless_pages + now.map(|(_, totals)| book::parted(totals)).sum::<u64>()
     }
 
     /// Names the cgroups outside the traced subtrees too.

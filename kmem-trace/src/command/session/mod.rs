@@ -19,7 +19,7 @@ mod retiring;
 mod slab;
 mod steps;
 
-pub use reading::page_bytes;
+pub use reading::{PATIENCE_MS, page_bytes};
 
 use std::{
     collections::{HashMap, HashSet},
@@ -51,7 +51,7 @@ use crate::{
     reconcile::{
         growth, limit,
         overhead::Step,
-        report::{ProgramCost, SelfCost, StreamCheck},
+        report::{Gone, ProgramCost, SelfCost, StreamCheck},
         usage::Base,
     },
     stream::{
@@ -60,6 +60,7 @@ use crate::{
         rings::Rings,
         source::Source,
     },
+    view::name,
 };
 
 /// What a session is asked for.
@@ -105,13 +106,13 @@ pub struct Session {
     started: Instant,
     /// Bases of the cgroups that were there at attach, by counter.
     bases: HashMap<(u64, &'static str), Base>,
-    /// Cgroups seen in totals that no directory and no event ever named.
     reported: Vec<CgroupDir>,
-    /// Last figures of cgroups that went away while they were reported on.
+    /// Traced cgroups that were removed.
+    gone: HashSet<u64>,
+    newly_gone: Vec<Gone>,
     page_bytes: u64,
     /// What all limit writes of this kernel are explained with.
     limits_here: limit::Kernel,
-    unnamed_at_start: HashSet<u64>,
     dirty: bool,
     functions: callsite::Functions,
     /// Records that the source said were lost.
@@ -181,7 +182,8 @@ impl Session {
             reported: Vec::new(),
             page_bytes,
             limits_here,
-            unnamed_at_start: HashSet::new(),
+            gone: HashSet::new(),
+            newly_gone: Vec::new(),
             dirty: false,
             functions,
             told_lost: 0,
@@ -244,23 +246,14 @@ impl Session {
     pub fn blind_spots(&self) -> Vec<String> {
         let mut spots = Vec::new();
         if !self.plan.exact {
-            let why = self
-                .inspection
-                .allowed
-                .reads
-                .as_ref()
-                .err()
-                .cloned()
-                .unwrap_or_else(|| {
-                    self.plan
-                        .role("counter.charge")
-                        .map(|role| role.why.clone())
-                        .unwrap_or_default()
-                });
+            let reads = self.inspection.allowed.reads.as_ref().err().cloned();
+            let why = reads.unwrap_or_else(|| {
+                let role = self.plan.role("counter.charge");
+                role.map_or_else(String::new, |role| role.why_not().to_owned())
+            });
             spots.push(format!(
-                "single charges and uncharges ({why}); the ledger follows memory.stat items, and pages in per-CPU stocks are within the bound"
+                "single charges, refusals and writes to limit files: {why}. Usage is followed by memory.stat items, which lack what per-CPU stocks hold"
             ));
-            spots.push("who is refused a charge, and writes to limit files".to_owned());
         } else {
             for name in ["charge.user", "limit.write"] {
                 if let Some(role) = self.plan.role(name).filter(|role| role.choice.is_none()) {
@@ -283,6 +276,10 @@ impl Session {
         }
         if let (true, Err(why)) = (self.request.slab, &self.plan.attribution) {
             spots.push(format!("whose slab it is: {why}"));
+        } else if self.request.slab {
+            let btf = self.inspection.btf.as_ref().ok();
+            let has = |symbol: &str| btf.is_some_and(|btf| btf.has_function(symbol));
+            spots.extend(self.plan.unseen_slab(has));
         }
         if let Some(role) = self
             .plan
@@ -348,6 +345,10 @@ impl Session {
         self.dirty = false;
         let mut reported = Vec::new();
         for target in self.request.targets.clone() {
+            if !target.is_there() {
+                self.is_gone(&target);
+                continue;
+            }
             for dir in cgroupfs::walk(&target) {
                 self.tree.see(dir.id, &dir.path_in_hierarchy);
                 // The root has no ledger, only events.
@@ -359,19 +360,23 @@ impl Session {
                 }
             }
         }
-        // A target that was removed is still reported on, from the ledger's side alone.
-        for known in self.reported.drain(..) {
-            if !reported.iter().any(|dir| dir.id == known.id)
-                && self
-                    .request
-                    .targets
-                    .iter()
-                    .any(|target| target.id == known.id)
-            {
-                reported.push(known);
-            }
-        }
         self.reported = reported;
+    }
+
+    fn is_gone(&mut self, target: &CgroupDir) {
+        if self.gone.insert(target.id) {
+            self.newly_gone.push(Gone {
+                elapsed_s: self.elapsed().as_secs_f64(),
+                cgroup: name::path(target.path_in_hierarchy.as_os_str()),
+                cgroup_id: target.id,
+                replaced: target.dir.exists(),
+            });
+        }
+    }
+
+    /// Traced cgroups that were found removed since this was asked last.
+    pub fn newly_gone(&mut self) -> Vec<Gone> {
+        std::mem::take(&mut self.newly_gone)
     }
 
     /// Takes the programs off. The maps stay as they are, for the last comparison.

@@ -13,7 +13,7 @@ use kmem_trace_ebpf::totals::{
 
 use super::Session;
 use crate::{
-    kernel::cgroupfs::{self, CounterValues, Hierarchy},
+    kernel::cgroupfs::{self, CgroupDir, CounterValues, Hierarchy},
     ledger::book::{Moved, Reading, add_up, moved},
     reconcile::{
         breakdown,
@@ -69,7 +69,7 @@ const BASE_READINGS: usize = 5;
 /// Any number of tasks may be put off the CPU between a change and its page counter, and an exiting
 /// one with thousands of pages: out of the items since the unmap, uncharged when their batch is freed
 /// (mm/mmu_gather.c, `tlb_batch_pages_flush`). That passes; what was missed stays.
-pub(super) const PATIENCE_MS: [u64; 7] = [1, 2, 4, 8, 16, 32, 64];
+pub const PATIENCE_MS: [u64; 7] = [1, 2, 4, 8, 16, 32, 64];
 
 /// A cgroup and one of its counters.
 pub(super) type Key = (u64, &'static str);
@@ -109,39 +109,35 @@ impl Session {
 
     pub(super) async fn take_bases(&mut self) -> Result<()> {
         let ids = self.ids();
-        let (mut brackets, mut is_early) = self.base_brackets(&ids).await?;
+        let (mut brackets, mut left) = self.base_brackets(&ids).await?;
         for pause in PATIENCE_MS {
-            if !is_early {
+            // What is not yet in `memory.stat` is bounded like a stock (mm/memcontrol.c,
+            // `memcg_vmstats_needs_flush`).
+            if left.values().all(|pages| *pages <= self.stock_pages()) {
                 break;
             }
             tokio::time::sleep(Duration::from_millis(pause)).await;
-            (brackets, is_early) = self.base_brackets(&ids).await?;
+            (brackets, left) = self.base_brackets(&ids).await?;
         }
         for (key, readings) in brackets {
             let slots = self.slots(key.1);
-            if let Some(base) = Base::from_brackets(&readings, slots, self.page_bytes) {
+            if let Some(mut base) = Base::from_brackets(&readings, slots, self.page_bytes) {
+                if key.1 == "memory" {
+                    base.unsure_pages += left.get(&key.0).copied().unwrap_or(0);
+                }
                 self.bases.insert(key, base);
             }
-        }
-        if !self.plan.exact {
-            let reading = self.reading()?;
-            self.unnamed_at_start = reading
-                .keys()
-                .filter(|id| self.tree.get(**id).is_none())
-                .copied()
-                .collect();
         }
         Ok(())
     }
 
-    /// Readings to choose bases from, and whether one would be too high: pages still charged that no
-    /// event will tell of any more.
+    /// Readings to choose bases from, and by how much these may be too high: [`Self::left_items`].
     async fn base_brackets(
         &mut self,
         ids: &HashSet<u64>,
-    ) -> Result<(HashMap<Key, Vec<Bracket>>, bool)> {
+    ) -> Result<(HashMap<Key, Vec<Bracket>>, HashMap<u64, u64>)> {
         let mut brackets: HashMap<Key, Vec<Bracket>> = HashMap::new();
-        let mut is_early = false;
+        let mut left: HashMap<u64, u64> = HashMap::new();
         for round in 0..BASE_READINGS {
             if round > 0 {
                 tokio::time::sleep(Duration::from_millis(2)).await;
@@ -150,40 +146,44 @@ impl Session {
                 brackets.entry(key).or_default().push(bracket);
             }
             if round == 0 || round + 1 == BASE_READINGS {
-                is_early |= self.has_left_items();
+                for (id, pages) in self.left_items() {
+                    let most = left.entry(id).or_default();
+                    *most = pages.max(*most);
+                }
             }
         }
-        Ok((brackets, is_early))
+        Ok((brackets, left))
     }
 
-    /// Whether more is charged than `memory.stat` knows, its lag and the per-CPU stocks aside: pages
-    /// that a task has unmapped and not yet freed ([`PATIENCE_MS`]). Page counters see these go.
-    fn has_left_items(&self) -> bool {
+    /// Pages that are charged and that neither `memory.stat` knows nor the stocks of CPUs can hold, by
+    /// cgroup: those that a task has unmapped and not yet freed ([`PATIENCE_MS`]), of which no event will
+    /// tell, and what `memory.stat` lags behind. Page counters see these go.
+    fn left_items(&self) -> HashMap<u64, u64> {
         if self.plan.exact {
-            return false;
+            return HashMap::new();
         }
-        // What is not yet in `memory.stat` is bounded like a stock (mm/memcontrol.c,
-        // `memcg_vmstats_needs_flush`).
-        let usual_bytes = (2 * self.stock_pages() * self.page_bytes).cast_signed();
-        self.reported.iter().any(|dir| {
-            let values = cgroupfs::counters(&dir.dir, self.hierarchy);
-            let (Ok(values), Ok(stat)) = (values, cgroupfs::stat(&dir.dir)) else {
-                return false;
-            };
+        let left = |dir: &CgroupDir| {
+            let values = cgroupfs::counters(&dir.dir, self.hierarchy).ok()?;
+            let stat = cgroupfs::stat(&dir.dir).ok()?;
             let parts = match self.hierarchy {
                 Hierarchy::V1 => breakdown::v1(&stat, values.kmem, values.memory),
                 Hierarchy::V2 => breakdown::v2(&stat, values.memory),
             };
-            parts.stock.is_some_and(|bytes| bytes > usual_bytes)
-        })
+            let pages = u64::try_from(parts.stock?).ok()? / self.page_bytes;
+            Some(pages.saturating_sub(self.stock_pages()))
+        };
+        let of = |dir: &CgroupDir| Some((dir.id, left(dir)?));
+        self.reported.iter().filter_map(of).collect()
     }
 
     /// One bracket a cgroup and counter: totals, files, totals.
     pub(super) fn brackets(&mut self, ids: &HashSet<u64>) -> Result<Vec<(Key, Bracket)>> {
         let before = self.moved(ids)?;
         let mut files = Vec::new();
-        for dir in &self.reported {
-            if let Ok(values) = cgroupfs::counters(&dir.dir, self.hierarchy) {
+        for dir in self.reported.iter().filter(|dir| ids.contains(&dir.id)) {
+            if let Ok(values) = cgroupfs::counters(&dir.dir, self.hierarchy)
+                && dir.is_there()
+            {
                 files.push((dir.id, values));
             }
         }

@@ -1,18 +1,11 @@
 //! Readings → reports.
 
-use std::{
-    collections::{HashMap, HashSet},
-    thread,
-    time::Duration,
-};
+use std::collections::{HashMap, HashSet};
 
 use anyhow::Result;
 use aya::util::online_cpus;
 
-use super::{
-    Session,
-    reading::{Key, PATIENCE_MS},
-};
+use super::{Session, reading::Key};
 use crate::{
     kernel::cgroupfs::{self, CgroupDir, Hierarchy},
     ledger::tree::Life,
@@ -30,38 +23,44 @@ const REPORT_READINGS: usize = 3;
 impl Session {
     /// Reports on every cgroup that is reported on, parents first.
     ///
-    /// A residual beyond its bound is one that stays: see [`PATIENCE_MS`].
-    ///
     /// # Errors
     /// Where the maps cannot be read.
     pub fn reports(&mut self) -> Result<Vec<Report>> {
         self.look_around();
         let ids = self.ids();
-        let mut reports = self.read_reports(&ids)?;
-        for pause in PATIENCE_MS {
-            if reports.iter().all(Report::holds) {
-                break;
+        self.read_reports(&ids)
+    }
+
+    /// Reads again what is beyond its bound: a residual there is one that stays, each cgroup's by itself
+    /// (see [`PATIENCE_MS`](super::PATIENCE_MS)).
+    ///
+    /// # Errors
+    /// Where the maps cannot be read.
+    pub fn read_again(&mut self, reports: &mut [Report]) -> Result<()> {
+        let beyond = |report: &&Report| !report.holds();
+        let ids = reports.iter().filter(beyond).map(|it| it.cgroup_id);
+        let ids: HashSet<u64> = ids.collect();
+        for again in self.read_reports(&ids)? {
+            if let Some(report) = reports
+                .iter_mut()
+                .find(|it| it.cgroup_id == again.cgroup_id)
+            {
+                *report = again;
             }
-            thread::sleep(Duration::from_millis(pause));
-            reports = self.read_reports(&ids)?;
         }
-        Ok(reports)
+        Ok(())
     }
 
     fn read_reports(&mut self, ids: &HashSet<u64>) -> Result<Vec<Report>> {
-        let mut best = self.brackets(ids)?;
-        for _ in 1..REPORT_READINGS {
-            if self.skew(&best) == 0 {
-                break;
-            }
-            let again = self.brackets(ids)?;
-            if again.len() >= best.len() && self.skew(&again) < self.skew(&best) {
-                best = again;
-            }
+        let mut best = self.best_brackets(ids)?;
+        let mut reading = self.reading()?;
+        // Whose pages these are is asked before they are compared with what holds them.
+        if self.names_the_nameless(&reading) {
+            best = self.best_brackets(ids)?;
+            reading = self.reading()?;
         }
         let brackets: HashMap<_, _> = best.into_iter().collect();
         let lost = self.lost();
-        let reading = self.reading()?;
         let terms = Terms {
             page_bytes: self.page_bytes,
             online_cpus: online_cpus().map_or(1, |cpus| cpus.len()) as u64,
@@ -88,6 +87,21 @@ impl Session {
             reports.push(self.report(&dir, bracket, &brackets, lost.clone(), &terms));
         }
         Ok(reports)
+    }
+
+    /// Of several readings, the one during which least moved.
+    fn best_brackets(&mut self, ids: &HashSet<u64>) -> Result<Vec<(Key, Bracket)>> {
+        let mut best = self.brackets(ids)?;
+        for _ in 1..REPORT_READINGS {
+            if self.skew(&best) == 0 {
+                break;
+            }
+            let again = self.brackets(ids)?;
+            if again.len() >= best.len() && self.skew(&again) < self.skew(&best) {
+                best = again;
+            }
+        }
+        Ok(best)
     }
 
     /// Pages that moved while the files were read, over all brackets.

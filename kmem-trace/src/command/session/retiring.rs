@@ -154,7 +154,7 @@ impl Session {
         let totals = self.attached.take_totals(place)?;
         match heir {
             Some(heir) => book::add_up(self.retired.totals.entry(heir).or_default(), &totals),
-            None if self.tree.get(id).is_none() && !self.unnamed_at_start.contains(&id) => {
+            None if self.is_nameless(id) => {
                 self.retired.nameless_pages += book::parted(&totals);
             }
             // Another's, by its name.

@@ -45,6 +45,11 @@ pub struct CgroupDir {
 }
 
 impl CgroupDir {
+    /// Whether its directory is there and still this cgroup's: another of its name may have followed.
+    pub fn is_there(&self) -> bool {
+        std::fs::metadata(&self.dir).is_ok_and(|found| found.ino() == self.id)
+    }
+
     /// The top of what a mount shows.
     ///
     /// # Errors
