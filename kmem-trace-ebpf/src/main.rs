@@ -63,7 +63,9 @@ use aya_ebpf::{
 use aya_log_ebpf::debug;
 use kmem_trace_ebpf::{
     config::ABSENT,
-    pairs::{PAIR_CACHE_ALLOC, PAIR_CACHE_FREE, PAIR_KFREE, PAIR_KMALLOC},
+    pairs::{
+        PAIR_CACHE_ALLOC, PAIR_CACHE_FREE, PAIR_KFREE, PAIR_KMALLOC, PAIR_LRUVEC_STATE, PAIR_STATE,
+    },
     record::{
         OP_ALLOC, OP_ATTACH, OP_CHARGE, OP_FREE, OP_MKDIR, OP_REFUSED, OP_RELEASE, OP_RENAME,
         OP_RMDIR, OP_TRY_CHARGE, OP_UNCHARGE,
@@ -437,6 +439,27 @@ pub fn tb_memcg_state(ctx: BtfTracePointContext) -> i32 {
 #[cfg(not(feature = "old"))]
 #[btf_tracepoint]
 pub fn tb_memcg_lruvec_state(ctx: BtfTracePointContext) -> i32 {
+    typed_state(ctx, true)
+}
+
+/// On the same event as the one above (see `second`): charges of interrupts nest.
+#[cfg(not(feature = "old"))]
+#[btf_tracepoint]
+pub fn tb_memcg_state_2(ctx: BtfTracePointContext) -> i32 {
+    if !first_is_skipped(PAIR_STATE) {
+        return 0;
+    }
+    tally(SECOND_RUNS + PAIR_STATE, 1);
+    typed_state(ctx, false)
+}
+
+#[cfg(not(feature = "old"))]
+#[btf_tracepoint]
+pub fn tb_memcg_lruvec_state_2(ctx: BtfTracePointContext) -> i32 {
+    if !first_is_skipped(PAIR_LRUVEC_STATE) {
+        return 0;
+    }
+    tally(SECOND_RUNS + PAIR_LRUVEC_STATE, 1);
     typed_state(ctx, true)
 }
 

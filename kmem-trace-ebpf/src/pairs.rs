@@ -3,8 +3,14 @@
 //! the first of a pair on request.
 
 /// The first programs, by the number of their pair.
-pub const FIRSTS: [&str; PAIRS as usize] =
-    ["rt_cache_alloc", "rt_kmalloc", "rt_cache_free", "rt_kfree"];
+pub const FIRSTS: [&str; PAIRS as usize] = [
+    "rt_cache_alloc",
+    "rt_kmalloc",
+    "rt_cache_free",
+    "rt_kfree",
+    "tb_memcg_state",
+    "tb_memcg_lruvec_state",
+];
 /// What the second is called more.
 pub const SECOND: &str = "_2";
 
@@ -12,8 +18,10 @@ pub const PAIR_CACHE_ALLOC: u32 = 0;
 pub const PAIR_KMALLOC: u32 = 1;
 pub const PAIR_CACHE_FREE: u32 = 2;
 pub const PAIR_KFREE: u32 = 3;
+pub const PAIR_STATE: u32 = 4;
+pub const PAIR_LRUVEC_STATE: u32 = 5;
 /// How many there are.
-pub const PAIRS: u32 = 4;
+pub const PAIRS: u32 = 6;
 
 /// The counter of its runs under way was found.
 pub const FOUND: u32 = 1;

@@ -251,7 +251,8 @@ pub fn attach(plan: &Plan, config: &Config, wanted: &Wanted<'_>) -> Result<Attac
         let chosen = wanted.iter().filter_map(|resolved| resolved.choice);
         chosen.flat_map(|(_, candidate)| candidate.hooks)
     };
-    pairs::join(&mut ebpf, |name| hooks().any(|hook| hook.program == name));
+    let all: Vec<Hook> = hooks().copied().collect();
+    pairs::join(&mut ebpf, btf, &all);
     let mut programs = Vec::new();
     let mut placed: Vec<Hook> = Vec::new();
     let mut refused: Vec<Refused> = Vec::new();
@@ -500,9 +501,11 @@ fn place(ebpf: &mut Ebpf, hook: &Hook, sites: &AllSites, btf: Option<&Btf>) -> R
         }
         Place::BtfTracepoint(_) => {
             let program: &mut BtfTracePoint = program.try_into()?;
-            program
-                .load(hook.symbol, btf.context("no type information")?)
-                .map_err(refused)?;
+            if !loaded {
+                program
+                    .load(hook.symbol, btf.context("no type information")?)
+                    .map_err(refused)?;
+            }
             program.attach().map_err(refused)?;
         }
         Place::Tracepoint(category) => {

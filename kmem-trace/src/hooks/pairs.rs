@@ -7,13 +7,13 @@
 use std::os::fd::{AsFd as _, AsRawFd as _};
 
 use aya::{
-    Ebpf, RawTracePointRunOptions, TestRun as _,
+    Btf, Ebpf, RawTracePointRunOptions, TestRun as _,
     maps::Map,
-    programs::{ProgramError, RawTracePoint},
+    programs::{Program, ProgramError, RawTracePoint},
 };
 use kmem_trace_ebpf::pairs::{FIRSTS, FOUND, ProgramMembers, SECOND};
 
-use super::layout;
+use super::{layout, role::Hook};
 use crate::kernel::btf::KernelBtf;
 
 const PROGRAM: &str = "rt_find_first";
@@ -46,19 +46,21 @@ pub fn is_second(program: &str) -> bool {
 
 /// Loads both of each pair that is to be attached, and shows the first to the second: before either
 /// is attached, or what the kernel skips meanwhile would be lost.
-pub(super) fn join(ebpf: &mut Ebpf, is_wanted: impl Fn(&str) -> bool) {
+pub(super) fn join(ebpf: &mut Ebpf, btf: Option<&Btf>, hooks: &[Hook]) {
+    let wanted = |name: &str| hooks.iter().find(|hook| hook.program == name);
     for (pair, first) in FIRSTS.iter().enumerate() {
         let second = format!("{first}{SECOND}");
-        if !is_wanted(first) || !is_wanted(&second) {
+        let (Some(first), Some(second)) = (wanted(first), wanted(&second)) else {
             continue;
-        }
+        };
         // Where the kernel refuses one, attaching it says so.
-        if load(ebpf, first)
-            .and_then(|()| load(ebpf, &second))
-            .is_err()
+        if [first, second]
+            .iter()
+            .any(|hook| load(ebpf, hook, btf).is_err())
         {
             continue;
         }
+        let first = first.program;
         match find(ebpf, first, pair) {
             Ok(FOUND) => {}
             Ok(other) => log::debug!("{first} is not found by its descriptor: {other}"),
@@ -67,14 +69,17 @@ pub(super) fn join(ebpf: &mut Ebpf, is_wanted: impl Fn(&str) -> bool) {
     }
 }
 
-fn load(ebpf: &mut Ebpf, name: &str) -> Result<(), ProgramError> {
-    let program: &mut RawTracePoint = ebpf
-        .program_mut(name)
-        .ok_or(ProgramError::NotLoaded)?
-        .try_into()?;
-    match program.fd() {
-        Ok(_) => Ok(()),
-        Err(_) => program.load(),
+fn load(ebpf: &mut Ebpf, hook: &Hook, btf: Option<&Btf>) -> Result<(), ProgramError> {
+    let program = ebpf
+        .program_mut(hook.program)
+        .ok_or(ProgramError::NotLoaded)?;
+    if program.fd().is_ok() {
+        return Ok(());
+    }
+    match (program, btf) {
+        (Program::RawTracePoint(program), _) => program.load(),
+        (Program::BtfTracePoint(program), Some(btf)) => program.load(hook.symbol, btf),
+        _ => Err(ProgramError::UnexpectedProgramType),
     }
 }
 
@@ -93,10 +98,12 @@ fn find(ebpf: &mut Ebpf, first: &str, pair: usize) -> Result<u32, ProgramError> 
         u64::from(own_id),
         pair as u64,
     ]);
-    load(ebpf, PROGRAM)?;
     let finder: &mut RawTracePoint = ebpf
         .program_mut(PROGRAM)
         .ok_or(ProgramError::NotLoaded)?
         .try_into()?;
+    if finder.fd().is_err() {
+        finder.load()?;
+    }
     finder.test_run(options).map(|result| result.return_value)
 }

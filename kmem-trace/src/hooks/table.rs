@@ -272,6 +272,23 @@ pub static ROLES: &[Role] = &[
             Candidate {
                 mechanism: M::BtfTracepoint,
                 hooks: hooks! {
+                    "tb_memcg_state_2" P::BtfTracepoint("memcg"), "mod_memcg_state";
+                    "tb_memcg_state" P::BtfTracepoint("memcg"), "mod_memcg_state";
+                    "tb_memcg_lruvec_state_2" P::BtfTracepoint("memcg"), "mod_memcg_lruvec_state";
+                    "tb_memcg_lruvec_state" P::BtfTracepoint("memcg"), "mod_memcg_lruvec_state";
+                },
+                needs: &[
+                    Need::StatItems,
+                    Need::MemcgId,
+                    Need::GuardedPrograms,
+                    Need::OwnPrograms,
+                ],
+                gives: Status::Bounded,
+                remark: "does not see pages that wait in per-CPU stocks",
+            },
+            Candidate {
+                mechanism: M::BtfTracepoint,
+                hooks: hooks! {
                     "tb_memcg_state" P::BtfTracepoint("memcg"), "mod_memcg_state";
                     "tb_memcg_lruvec_state" P::BtfTracepoint("memcg"), "mod_memcg_lruvec_state";
                 },
