@@ -38,6 +38,22 @@ pub fn inherited(key: &SlabKey, tree: &Tree) -> SlabKey {
     }
 }
 
+/// The same key without what tells rows of removed cgroups apart and is in no figure: who below a
+/// traced cgroup (`tops`) asked for what nobody pays for, and where what is charged was asked for.
+pub fn folded(key: &SlabKey, tree: &Tree, tops: &[u64]) -> SlabKey {
+    let mut key = *key;
+    if key.payer == 0 && is_dead(tree, key.asker) {
+        let stays = |id: &u64| tops.contains(id) || !is_dead(tree, *id);
+        if let Some(above) = tree.chain(key.asker).find(stays) {
+            key.asker = above;
+        }
+    } else if is_dead(tree, key.payer) && [0, key.payer].contains(&key.asker) {
+        key.asker = 0;
+        key.call_site = 0;
+    }
+    key
+}
+
 /// Whether a key names a cgroup that the tree has forgotten.
 pub fn is_of_the_forgotten(key: &SlabKey, tree: &Tree) -> bool {
     names_forgotten(key.payer, tree) || names_forgotten(key.asker, tree)
@@ -92,11 +108,13 @@ impl SlabRow {
             .cast_signed()
     }
 
+    /// Where a key and what is subtracted from it go by different names, one of two rows is below zero
+    /// and only their sum is not.
     fn add(&mut self, sums: &SlabSums) {
-        self.allocated += sums.allocated;
-        self.allocated_bytes += sums.allocated_bytes;
-        self.freed += sums.freed;
-        self.freed_bytes += sums.freed_bytes;
+        self.allocated = self.allocated.wrapping_add(sums.allocated);
+        self.allocated_bytes = self.allocated_bytes.wrapping_add(sums.allocated_bytes);
+        self.freed = self.freed.wrapping_add(sums.freed);
+        self.freed_bytes = self.freed_bytes.wrapping_add(sums.freed_bytes);
     }
 }
 

@@ -50,7 +50,7 @@ pub(super) struct Retired {
     holders: HashSet<u64>,
     looked: Option<Instant>,
     /// Places of slab sums that are no longer found by their keys, and since when.
-    forgotten: Vec<(usize, Instant)>,
+    pub(super) forgotten: Vec<(usize, Instant)>,
 }
 
 impl Session {
@@ -90,6 +90,7 @@ impl Session {
             }
             self.forget_slab();
         }
+        self.evict_slab();
         self.retire_slab();
         Ok(())
     }
@@ -100,9 +101,9 @@ impl Session {
         if !self.plan.slab || ids.is_empty() || !super::slab::tells_the_dead(&self.plan) {
             return HashSet::new();
         }
-        // What each holds, in bytes, and the places that its name takes.
+        // What each holds, in bytes, and the rows that its name takes.
         let mut held: HashMap<u64, (i64, usize)> = HashMap::new();
-        for (key, sums) in self.attached.slab() {
+        for (key, sums) in self.slab_reading() {
             if ids.contains(&key.payer) {
                 let bytes = sums.allocated_bytes.wrapping_sub(sums.freed_bytes);
                 held.entry(key.payer).or_default().0 += bytes.cast_signed();
@@ -183,21 +184,13 @@ impl Session {
         if !self.plan.slab {
             return;
         }
-        let waiting: HashSet<usize> = self
-            .retired
-            .forgotten
-            .iter()
-            .map(|(place, _)| *place)
-            .collect();
         let tree = &self.tree;
         let dead = self
             .attached
             .slab_places(|key| slab::is_of_the_forgotten(key, tree));
-        for place in dead {
-            if !waiting.contains(&place) && self.attached.forget_slab(place) {
-                self.retired.forgotten.push((place, Instant::now()));
-            }
-        }
+        let waiting = self.forgotten_places();
+        self.forget_places(dead.into_iter().filter(|place| !waiting.contains(place)));
+        let tree = &self.tree;
         let rows: Vec<_> = self
             .retired
             .slab
@@ -209,6 +202,21 @@ impl Session {
                 slab::inherited(&key, &self.tree),
                 &sums,
             );
+        }
+    }
+
+    /// Places that wait to be given back.
+    pub(super) fn forgotten_places(&self) -> HashSet<usize> {
+        let forgotten = self.retired.forgotten.iter();
+        forgotten.map(|(place, _)| *place).collect()
+    }
+
+    /// Keeps the programs from finding what is at these places.
+    pub(super) fn forget_places(&mut self, places: impl IntoIterator<Item = usize>) {
+        for place in places {
+            if self.attached.forget_slab(place) {
+                self.retired.forgotten.push((place, Instant::now()));
+            }
         }
     }
 
@@ -234,5 +242,6 @@ impl Session {
                 slab::add_up(start, heir, &base);
             }
         }
+        self.fold_slab();
     }
 }
