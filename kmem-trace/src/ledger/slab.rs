@@ -38,6 +38,16 @@ pub fn inherited(key: &SlabKey, tree: &Tree) -> SlabKey {
     }
 }
 
+/// Moves the rows of cgroups that the tree has forgotten to those who inherited from them.
+pub fn inherit(reading: &mut SlabReading, tree: &Tree) {
+    let rows: Vec<_> = reading
+        .extract_if(|key, _| is_of_the_forgotten(key, tree))
+        .collect();
+    for (key, sums) in rows {
+        add_up(reading, inherited(&key, tree), &sums);
+    }
+}
+
 /// The same key without what tells rows of removed cgroups apart and is in no figure: who below a
 /// traced cgroup (`tops`) asked for what nobody pays for, and where what is charged was asked for.
 pub fn folded(key: &SlabKey, tree: &Tree, tops: &[u64]) -> SlabKey {
@@ -397,6 +407,35 @@ mod tests {
         let reading = SlabReading::from([(site, sums(10, 1, 64))]);
         let rows = book(&since(&reading, &base), &tree(), 1).charged;
         assert_eq!((rows[0].allocated, rows[0].freed), (7, 0));
+    }
+
+    #[test]
+    fn what_came_before_the_first_reading_does_not_count_when_heirs_are_forgotten_too() {
+        let mut tree = tree();
+        tree.see(3, Path::new("/a/b/c"));
+        let (lowest, middle) = (
+            key(3, 3, 100, 7, CAUSE_CHARGED),
+            key(2, 2, 100, 7, CAUSE_CHARGED),
+        );
+        let mut base = SlabReading::from([(lowest, sums(3, 1, 64)), (middle, sums(5, 0, 64))]);
+        let mut reading = SlabReading::from([(lowest, sums(10, 1, 64)), (middle, sums(5, 2, 64))]);
+        let moved = |reading: &SlabReading, base: &SlabReading, tree: &Tree| {
+            let rows = book(&since(reading, base), tree, 1).charged;
+            (rows.len(), rows[0].allocated, rows[0].freed)
+        };
+        assert_eq!(moved(&reading, &base, &tree), (1, 7, 2));
+        for id in [3, 2] {
+            tree.released(id, None);
+            tree.forget(id);
+            inherit(&mut reading, &tree);
+            inherit(&mut base, &tree);
+            assert_eq!(moved(&reading, &base, &tree), (1, 7, 2));
+        }
+        assert!(reading.contains_key(&key(1, 1, 100, 7, CAUSE_CHARGED)) && reading.len() == 1);
+        // A free that names one of them, later.
+        let late = key(0, 3, 100, 8, CAUSE_SOFTIRQ);
+        assert!(is_of_the_forgotten(&late, &tree));
+        assert_eq!(inherited(&late, &tree), key(0, 1, 100, 8, CAUSE_SOFTIRQ));
     }
 
     #[test]

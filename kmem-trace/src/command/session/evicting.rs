@@ -74,6 +74,11 @@ fn fold(rows: &mut SlabReading, base: &mut SlabReading, tree: &Tree, tops: &[u64
 }
 
 impl Session {
+    /// Whether places run short.
+    pub(super) fn is_slab_short(&mut self) -> bool {
+        self.slab_shortage() > 0
+    }
+
     /// How many places are to be moved out.
     fn slab_shortage(&mut self) -> usize {
         // To count them 50 times a second is not free, and most traces never come so far.

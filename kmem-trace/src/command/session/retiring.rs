@@ -31,6 +31,9 @@ const HOLDERS: usize = 256;
 const HOLDERS_PART: usize = 4;
 /// How often these are looked at.
 const HOLDERS_LOOK: Duration = Duration::from_secs(1);
+/// How often keys of forgotten cgroups are looked for: the programs go on naming cgroups that are
+/// remembered by what outlives them, and each such free makes a key again.
+const SWEEP: Duration = Duration::from_secs(1);
 
 /// What was taken out of the kernel, and what is on its way.
 #[derive(Default)]
@@ -49,6 +52,8 @@ pub(super) struct Retired {
     /// Released, and still paying for slab.
     holders: HashSet<u64>,
     looked: Option<Instant>,
+    /// When keys of forgotten cgroups were last looked for.
+    swept: Option<Instant>,
     /// Places of slab sums that are no longer found by their keys, and since when.
     pub(super) forgotten: Vec<(usize, Instant)>,
 }
@@ -88,6 +93,10 @@ impl Session {
                     self.retire_cgroup(id);
                 }
             }
+            self.forget_slab();
+        }
+        let swept = self.retired.swept;
+        if swept.is_none_or(|at| at.elapsed() >= SWEEP) || self.is_slab_short() {
             self.forget_slab();
         }
         self.evict_slab();
@@ -190,19 +199,9 @@ impl Session {
             .slab_places(|key| slab::is_of_the_forgotten(key, tree));
         let waiting = self.forgotten_places();
         self.forget_places(dead.into_iter().filter(|place| !waiting.contains(place)));
-        let tree = &self.tree;
-        let rows: Vec<_> = self
-            .retired
-            .slab
-            .extract_if(|key, _| slab::is_of_the_forgotten(key, tree))
-            .collect();
-        for (key, sums) in rows {
-            slab::add_up(
-                &mut self.retired.slab,
-                slab::inherited(&key, &self.tree),
-                &sums,
-            );
-        }
+        slab::inherit(&mut self.retired.slab, &self.tree);
+        slab::inherit(&mut self.slab_start.moment.reading, &self.tree);
+        self.retired.swept = Some(Instant::now());
     }
 
     /// Places that wait to be given back.
@@ -236,11 +235,6 @@ impl Session {
             };
             let heir = slab::inherited(&key, &self.tree);
             slab::add_up(&mut self.retired.slab, heir, &sums);
-            // What was counted before the beginning goes the same way.
-            let start = &mut self.slab_start.moment.reading;
-            if let Some(base) = start.remove(&key) {
-                slab::add_up(start, heir, &base);
-            }
         }
         self.fold_slab();
     }
