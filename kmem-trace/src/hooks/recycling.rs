@@ -82,6 +82,28 @@ impl Attached {
             .collect()
     }
 
+    /// Whether so many places of slab sums were taken at a time: they are given out from the first on.
+    /// True for as long as the last of them is taken.
+    pub fn slab_reached(&self, places: usize) -> bool {
+        let keys = self.kept.slab().map(|slab| &slab.keys);
+        keys.is_some_and(|keys| {
+            let last = places.saturating_sub(1);
+            last < keys.elements() && keys.get(last).taken != 0
+        })
+    }
+
+    /// Places of slab sums that are taken, and the objects that came and went there.
+    pub fn slab_moved(&self) -> impl Iterator<Item = (usize, u64)> {
+        let slab = self.kept.slab().into_iter();
+        slab.flat_map(|slab| {
+            let taken = |place: &usize| slab.keys.get(*place).taken != 0;
+            (0..slab.keys.elements()).filter(taken).map(|place| {
+                let sums = slab.at(place);
+                (place, sums.allocated.wrapping_add(sums.freed))
+            })
+        })
+    }
+
     /// Keeps programs from finding a place of the slab sums from now on; those that run still add
     /// to it. False where it was not to be found already.
     pub fn forget_slab(&mut self, place: usize) -> bool {

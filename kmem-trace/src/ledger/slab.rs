@@ -38,6 +38,32 @@ pub fn inherited(key: &SlabKey, tree: &Tree) -> SlabKey {
     }
 }
 
+/// Moves the rows of cgroups that the tree has forgotten to those who inherited from them.
+pub fn inherit(reading: &mut SlabReading, tree: &Tree) {
+    let rows: Vec<_> = reading
+        .extract_if(|key, _| is_of_the_forgotten(key, tree))
+        .collect();
+    for (key, sums) in rows {
+        add_up(reading, inherited(&key, tree), &sums);
+    }
+}
+
+/// The same key without what tells rows of removed cgroups apart and is in no figure: who below a
+/// traced cgroup (`tops`) asked for what nobody pays for, and where what is charged was asked for.
+pub fn folded(key: &SlabKey, tree: &Tree, tops: &[u64]) -> SlabKey {
+    let mut key = *key;
+    if key.payer == 0 && is_dead(tree, key.asker) {
+        let stays = |id: &u64| tops.contains(id) || !is_dead(tree, *id);
+        if let Some(above) = tree.chain(key.asker).find(stays) {
+            key.asker = above;
+        }
+    } else if is_dead(tree, key.payer) && [0, key.payer].contains(&key.asker) {
+        key.asker = 0;
+        key.call_site = 0;
+    }
+    key
+}
+
 /// Whether a key names a cgroup that the tree has forgotten.
 pub fn is_of_the_forgotten(key: &SlabKey, tree: &Tree) -> bool {
     names_forgotten(key.payer, tree) || names_forgotten(key.asker, tree)
@@ -92,11 +118,13 @@ impl SlabRow {
             .cast_signed()
     }
 
+    /// Where a key and what is subtracted from it go by different names, one of two rows is below zero
+    /// and only their sum is not.
     fn add(&mut self, sums: &SlabSums) {
-        self.allocated += sums.allocated;
-        self.allocated_bytes += sums.allocated_bytes;
-        self.freed += sums.freed;
-        self.freed_bytes += sums.freed_bytes;
+        self.allocated = self.allocated.wrapping_add(sums.allocated);
+        self.allocated_bytes = self.allocated_bytes.wrapping_add(sums.allocated_bytes);
+        self.freed = self.freed.wrapping_add(sums.freed);
+        self.freed_bytes = self.freed_bytes.wrapping_add(sums.freed_bytes);
     }
 }
 
@@ -379,6 +407,35 @@ mod tests {
         let reading = SlabReading::from([(site, sums(10, 1, 64))]);
         let rows = book(&since(&reading, &base), &tree(), 1).charged;
         assert_eq!((rows[0].allocated, rows[0].freed), (7, 0));
+    }
+
+    #[test]
+    fn what_came_before_the_first_reading_does_not_count_when_heirs_are_forgotten_too() {
+        let mut tree = tree();
+        tree.see(3, Path::new("/a/b/c"));
+        let (lowest, middle) = (
+            key(3, 3, 100, 7, CAUSE_CHARGED),
+            key(2, 2, 100, 7, CAUSE_CHARGED),
+        );
+        let mut base = SlabReading::from([(lowest, sums(3, 1, 64)), (middle, sums(5, 0, 64))]);
+        let mut reading = SlabReading::from([(lowest, sums(10, 1, 64)), (middle, sums(5, 2, 64))]);
+        let moved = |reading: &SlabReading, base: &SlabReading, tree: &Tree| {
+            let rows = book(&since(reading, base), tree, 1).charged;
+            (rows.len(), rows[0].allocated, rows[0].freed)
+        };
+        assert_eq!(moved(&reading, &base, &tree), (1, 7, 2));
+        for id in [3, 2] {
+            tree.released(id, None);
+            tree.forget(id);
+            inherit(&mut reading, &tree);
+            inherit(&mut base, &tree);
+            assert_eq!(moved(&reading, &base, &tree), (1, 7, 2));
+        }
+        assert!(reading.contains_key(&key(1, 1, 100, 7, CAUSE_CHARGED)) && reading.len() == 1);
+        // A free that names one of them, later.
+        let late = key(0, 3, 100, 8, CAUSE_SOFTIRQ);
+        assert!(is_of_the_forgotten(&late, &tree));
+        assert_eq!(inherited(&late, &tree), key(0, 1, 100, 8, CAUSE_SOFTIRQ));
     }
 
     #[test]

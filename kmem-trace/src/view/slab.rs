@@ -84,7 +84,7 @@ pub fn report(out: &mut impl Write, slab: &SlabReport) -> io::Result<()> {
             .collect();
         writeln!(
             out,
-            "  LOST: {} slab events (map full), {} objects not remembered (--max-objects), {} misread, {} program runs skipped{}: ≥ at least, ≤ at most, ≈ about",
+            "  LOST: {} slab events (map full: trace fewer cgroups), {} objects not remembered (--max-objects), {} misread, {} program runs skipped{}: ≥ at least, ≤ at most, ≈ about",
             count(lost.map_full),
             count(lost.objects),
             count(lost.misread),

@@ -1,6 +1,13 @@
 //! Cgroups without end: many, one after the other, and deep ones.
 
-use std::{collections::HashSet, fs, path::PathBuf, thread, time::Duration};
+use std::{
+    collections::HashSet,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    thread,
+    time::Duration,
+};
 
 use serde_json::Value;
 
@@ -82,6 +89,55 @@ fn cgroups_that_come_and_go_take_no_memory_and_their_places_are_used_again() {
         missing as i64 <= lost,
         "{missing} names missing, {lost} lost"
     );
+}
+
+/// As [`storm::process`], with a file written that stays charged to `cgroup`.
+fn writer(cgroup: &Cgroup, file: &Path) {
+    let words = format!(
+        "echo 0 > {}/cgroup.procs; head -c 65536 /dev/zero > {}",
+        cgroup.dir.display(),
+        file.display()
+    );
+    let status = Command::new("sh").args(["-c", &words]).status();
+    assert!(status.expect("it starts").success(), "{words}");
+}
+
+#[test]
+fn removed_cgroups_that_page_cache_keeps_from_release_leave_places_for_the_slab_of_others() {
+    if !is_worth_it() || !traceable() {
+        return;
+    }
+    let count = scaled(100, 300, 1000);
+    let parent = Cgroup::top(&own("cached"));
+    let files = tempfile::tempdir().expect("a directory");
+    let tracer = Tracer::start(&format!("-c {} -i 200ms", parent.name));
+    for number in 0..count {
+        let child = parent.child(&format!("c{number}"));
+        writer(&child, &files.path().join(number.to_string()));
+        assert!(child.remove(), "{} stays", child.name);
+    }
+    let report = tracer.next_report(&parent.name);
+    lines::assert_holds(&report);
+    let cached = number(&report, "usage_bytes");
+    thread::sleep(Duration::from_secs(1));
+    let seen = tracer.all();
+    let Some(node) = lines::of_type(&seen, "node").last() else {
+        return;
+    };
+    let said = |kind| lines::of_type(&seen, kind).last().map(Value::to_string);
+    figures(&format!(
+        "{count} removed cgroups with {cached} bytes of page cache: {} slab events found no place, resident memory {} bytes, {:?}",
+        node["lost"]["map_full"],
+        report["self"]["rss_bytes"],
+        said("charged-slab"),
+    ));
+    assert_eq!(number(&node["lost"], "map_full"), 0, "{node}");
+    // The kernel lets go of them with the files.
+    drop(files);
+    thread::sleep(Duration::from_secs(1));
+    lines::assert_holds(&tracer.next_report(&parent.name));
+    let ended = tracer.end();
+    lines::assert_holds(ended.assert_fine());
 }
 
 /// A chain of cgroups, removed lowest first.

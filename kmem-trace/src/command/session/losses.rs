@@ -29,6 +29,9 @@ impl Session {
         if lost.map_full > 0 {
             limits.push("totals are lower bounds: charges were seen that could not be counted (use --max-cgroups)".to_owned());
         }
+        if self.slab_map_full() > self.slab_start.lost.map_full {
+            limits.push("slab figures are not whole: sums by cgroup, cache and call site found no place (trace fewer cgroups)".to_owned());
+        }
         if self.shares_a_guard() && !self.counts_skips() {
             limits.push("this kernel does not count probe runs that it skips: lost.skipped is a lower bound".to_owned());
         }
@@ -104,6 +107,18 @@ impl Session {
             by_role,
         }
         .since(&self.slab_start.lost)
+    }
+
+    /// Slab events that could not be counted, the start's among them.
+    fn slab_map_full(&self) -> u64 {
+        (0..)
+            .zip(ROLE_NAMES)
+            .filter(|(_, role)| is_slab(role))
+            .map(|(place, _)| {
+                self.attached.tally(LOST_MAP_FULL + place)
+                    + self.attached.tally(LOST_UNREAD + place)
+            })
+            .sum()
     }
 
     fn lost_by_role(&self) -> BTreeMap<&'static str, RoleLost> {

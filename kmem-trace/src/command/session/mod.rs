@@ -5,6 +5,7 @@
 //! - [`reading`]: totals and files read around each other, and the bases taken from them.
 //! - [`reporting`]: readings → reports.
 //! - [`retiring`]: what released cgroups held goes to their heirs, and their places are given back.
+//! - [`evicting`]: slab sums kept by this process where the programs' places run short.
 //! - [`steps`]: less is followed, to cost less.
 //! - [`slab`]: the slab sums, named and held against the kernel's figures.
 //! - [`charged`]: of slab, what is charged to a cgroup, against the kernel's counters of it.
@@ -12,6 +13,7 @@
 
 pub mod attaching;
 mod charged;
+mod evicting;
 mod losses;
 mod reading;
 mod reporting;
@@ -119,6 +121,7 @@ pub struct Session {
     told_lost: u64,
     slab_start: slab::SlabStart,
     retired: retiring::Retired,
+    places: evicting::Places,
     /// Steps taken, and when.
     steps: Vec<(Step, Duration)>,
     charged_start: charged::ChargedStart,
@@ -189,6 +192,7 @@ impl Session {
             told_lost: 0,
             slab_start: slab::SlabStart::default(),
             retired: retiring::Retired::default(),
+            places: evicting::Places::default(),
             steps: Vec::new(),
             charged_start: charged::ChargedStart::default(),
             growth: growth::Watch::default(),

@@ -31,6 +31,9 @@ const HOLDERS: usize = 256;
 const HOLDERS_PART: usize = 4;
 /// How often these are looked at.
 const HOLDERS_LOOK: Duration = Duration::from_secs(1);
+/// How often keys of forgotten cgroups are looked for: the programs go on naming cgroups that are
+/// remembered by what outlives them, and each such free makes a key again.
+const SWEEP: Duration = Duration::from_secs(1);
 
 /// What was taken out of the kernel, and what is on its way.
 #[derive(Default)]
@@ -49,8 +52,10 @@ pub(super) struct Retired {
     /// Released, and still paying for slab.
     holders: HashSet<u64>,
     looked: Option<Instant>,
+    /// When keys of forgotten cgroups were last looked for.
+    swept: Option<Instant>,
     /// Places of slab sums that are no longer found by their keys, and since when.
-    forgotten: Vec<(usize, Instant)>,
+    pub(super) forgotten: Vec<(usize, Instant)>,
 }
 
 impl Session {
@@ -90,6 +95,11 @@ impl Session {
             }
             self.forget_slab();
         }
+        let swept = self.retired.swept;
+        if swept.is_none_or(|at| at.elapsed() >= SWEEP) || self.is_slab_short() {
+            self.forget_slab();
+        }
+        self.evict_slab();
         self.retire_slab();
         Ok(())
     }
@@ -100,9 +110,9 @@ impl Session {
         if !self.plan.slab || ids.is_empty() || !super::slab::tells_the_dead(&self.plan) {
             return HashSet::new();
         }
-        // What each holds, in bytes, and the places that its name takes.
+        // What each holds, in bytes, and the rows that its name takes.
         let mut held: HashMap<u64, (i64, usize)> = HashMap::new();
-        for (key, sums) in self.attached.slab() {
+        for (key, sums) in self.slab_reading() {
             if ids.contains(&key.payer) {
                 let bytes = sums.allocated_bytes.wrapping_sub(sums.freed_bytes);
                 held.entry(key.payer).or_default().0 += bytes.cast_signed();
@@ -183,32 +193,29 @@ impl Session {
         if !self.plan.slab {
             return;
         }
-        let waiting: HashSet<usize> = self
-            .retired
-            .forgotten
-            .iter()
-            .map(|(place, _)| *place)
-            .collect();
         let tree = &self.tree;
         let dead = self
             .attached
             .slab_places(|key| slab::is_of_the_forgotten(key, tree));
-        for place in dead {
-            if !waiting.contains(&place) && self.attached.forget_slab(place) {
+        let waiting = self.forgotten_places();
+        self.forget_places(dead.into_iter().filter(|place| !waiting.contains(place)));
+        slab::inherit(&mut self.retired.slab, &self.tree);
+        slab::inherit(&mut self.slab_start.moment.reading, &self.tree);
+        self.retired.swept = Some(Instant::now());
+    }
+
+    /// Places that wait to be given back.
+    pub(super) fn forgotten_places(&self) -> HashSet<usize> {
+        let forgotten = self.retired.forgotten.iter();
+        forgotten.map(|(place, _)| *place).collect()
+    }
+
+    /// Keeps the programs from finding what is at these places.
+    pub(super) fn forget_places(&mut self, places: impl IntoIterator<Item = usize>) {
+        for place in places {
+            if self.attached.forget_slab(place) {
                 self.retired.forgotten.push((place, Instant::now()));
             }
-        }
-        let rows: Vec<_> = self
-            .retired
-            .slab
-            .extract_if(|key, _| slab::is_of_the_forgotten(key, tree))
-            .collect();
-        for (key, sums) in rows {
-            slab::add_up(
-                &mut self.retired.slab,
-                slab::inherited(&key, &self.tree),
-                &sums,
-            );
         }
     }
 
@@ -228,11 +235,7 @@ impl Session {
             };
             let heir = slab::inherited(&key, &self.tree);
             slab::add_up(&mut self.retired.slab, heir, &sums);
-            // What was counted before the beginning goes the same way.
-            let start = &mut self.slab_start.moment.reading;
-            if let Some(base) = start.remove(&key) {
-                slab::add_up(start, heir, &base);
-            }
         }
+        self.fold_slab();
     }
 }

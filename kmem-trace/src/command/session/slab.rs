@@ -183,11 +183,12 @@ impl Session {
         (SlabMoment { figures, reading }, moved)
     }
 
-    /// The sums, added up over CPUs, with what was taken out of the kernel already.
+    /// The sums, added up over CPUs, with what was taken out of the kernel already; what names a
+    /// forgotten cgroup, under its heir, as what is subtracted from it is.
     pub(super) fn slab_reading(&self) -> SlabReading {
         let mut reading = self.retired.slab.clone();
         for (key, sums) in self.attached.slab() {
-            slab::add_up(&mut reading, key, &sums);
+            slab::add_up(&mut reading, slab::inherited(&key, &self.tree), &sums);
         }
         reading
     }
