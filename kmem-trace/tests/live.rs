@@ -10,6 +10,8 @@ mod names;
 mod output;
 #[path = "live/privilege.rs"]
 mod privilege;
+#[path = "live/run.rs"]
+mod run;
 mod support;
 
 use std::{

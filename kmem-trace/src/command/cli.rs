@@ -24,6 +24,9 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Make a cgroup, run a command in it, trace until it ends, pass its exit code on.
+    ///
+    /// The command goes with the trace: --duration and Ctrl-C stop it and all that it started in a
+    /// cgroup made for it, by SIGTERM, and 5 s later by SIGKILL; the exit code is then 128 + the signal.
     Run(RunArgs),
     /// The built-in experiment: groups of loopback TCP connections in cgroups of their own, traced.
     Demo(DemoArgs),

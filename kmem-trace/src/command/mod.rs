@@ -11,5 +11,6 @@ pub mod names;
 pub mod privilege;
 pub mod run;
 pub mod session;
+mod stopping;
 pub mod trace;
 pub mod wrong_use;

@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, bail};
 use aya::util::online_cpus;
 use kmem_trace_ebpf::record::SOURCE_FILE;
 use tokio::{
-    signal::unix::{SignalKind, signal},
+    signal::unix::{Signal, SignalKind, signal},
     time::{Instant, MissedTickBehavior, interval_at},
 };
 
@@ -102,6 +102,31 @@ pub async fn main(args: TraceArgs) -> Result<Outcome> {
     trace.follow(std::future::pending::<()>()).await
 }
 
+/// Those that end a trace.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.interrupt.recv() => "interrupted",
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.hangup.recv() => "SIGHUP",
+        }
+    }
+}
+
 /// A trace with its output.
 pub struct Trace<'a> {
     session: Session,
@@ -122,6 +147,9 @@ pub struct Trace<'a> {
     quiet: bool,
     /// The reader of our output is gone: finish without a word.
     closed: bool,
+    signals: Signals,
+    /// What ended it before what it was to follow.
+    cut_short: Option<&'static str>,
 }
 
 impl<'a> Trace<'a> {
@@ -190,6 +218,9 @@ impl<'a> Trace<'a> {
             governor,
             quiet: false,
             closed: false,
+            // From here on there is something to sum up, and soon a command to stop.
+            signals: Signals::new()?,
+            cut_short: None,
         };
         trace.print_plan()?;
         Ok(trace)
@@ -200,14 +231,16 @@ impl<'a> Trace<'a> {
         self.quiet = true;
     }
 
+    /// What ended the trace before what it was to follow: the deadline or a signal.
+    pub fn cut_short(&self) -> Option<&'static str> {
+        self.cut_short
+    }
+
     /// Runs until `end`, the deadline or a signal, whichever comes first; then sums up.
     ///
     /// # Errors
     /// Where the output or the kernel's maps fail.
     pub async fn follow(&mut self, end: impl Future<Output = ()>) -> Result<Outcome> {
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut hangup = signal(SignalKind::hangup())?;
         let now = Instant::now();
         let mut look = interval_at(now + LOOK, LOOK);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -221,13 +254,11 @@ impl<'a> Trace<'a> {
             }
         };
         tokio::pin!(sleep, end);
-        while !self.closed {
+        while !self.closed && self.cut_short.is_none() {
             tokio::select! {
                 _ = &mut end => break,
-                () = &mut sleep => break,
-                _ = interrupt.recv() => break,
-                _ = terminate.recv() => break,
-                _ = hangup.recv() => break,
+                () = &mut sleep => self.cut_short = Some("--duration"),
+                which = self.signals.next() => self.cut_short = Some(which),
                 _ = report.tick() => self.print_reports()?,
                 _ = look.tick() => {
                     self.drain()?;
