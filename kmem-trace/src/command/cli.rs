@@ -80,6 +80,9 @@ pub struct Common {
     pub events: Option<Vec<String>>,
     #[arg(long, value_enum, default_value_t)]
     pub format: Format,
+    /// Write reports, events and JSON to a file, apart from what a command under `run` prints.
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
     /// The mechanism for all roles.
     #[arg(long, value_enum, default_value_t)]
     pub attach: AttachMode,

@@ -14,6 +14,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::{
     cli::{DemoArgs, Format},
     made::Made,
+    output,
     trace::{MAX_OBJECTS, Outcome, Trace},
 };
 use crate::{
@@ -102,8 +103,8 @@ pub async fn main(mut args: DemoArgs) -> Result<Outcome> {
             })
             .await?;
         load?;
-        finish(&args, &plan, before, figures(&mount, &target)?)
-            .context("cannot write the output")?;
+        let after = figures(&mount, &target)?;
+        finish(trace.output(), &args, &plan, before, after).context("cannot write the output")?;
         keep(&args).await?;
         running.stop()?;
         outcome
@@ -119,6 +120,7 @@ async fn untraced(
     target: &CgroupDir,
     before: Figures,
 ) -> Result<Outcome> {
+    let mut out = output::open(args.common.output.as_deref())?;
     let mut running = Workload::new(plan.clone()).start()?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
@@ -127,7 +129,8 @@ async fn untraced(
         _ = interrupt.recv() => {}
         _ = terminate.recv() => {}
     }
-    finish(args, plan, before, figures(mount, target)?).context("cannot write the output")?;
+    let after = figures(mount, target)?;
+    finish(&mut out, args, plan, before, after).context("cannot write the output")?;
     keep(args).await?;
     running.stop()?;
     Ok(Outcome::Explained)
@@ -224,7 +227,13 @@ fn figures(mount: &MemoryMount, target: &CgroupDir) -> Result<Figures> {
 }
 
 /// Before and after, and what of the node's slab the usage does not contain.
-fn finish(args: &DemoArgs, plan: &workload::Plan, before: Figures, after: Figures) -> Result<()> {
+fn finish(
+    out: &mut impl Write,
+    args: &DemoArgs,
+    plan: &workload::Plan,
+    before: Figures,
+    after: Figures,
+) -> Result<()> {
     let grown = |before: u64, after: u64| after.cast_signed() - before.cast_signed();
     let slab = grown(before.node_slab, after.node_slab);
     let kmem = before
@@ -232,10 +241,9 @@ fn finish(args: &DemoArgs, plan: &workload::Plan, before: Figures, after: Figure
         .zip(after.kmem)
         .map(|(before, after)| grown(before, after));
     let missing = kmem.map(|kmem| slab - kmem);
-    let mut out = io::stdout().lock();
     if args.common.format == Format::Json {
         serde_json::to_writer(
-            &mut out,
+            &mut *out,
             &DemoLine {
                 kind: "demo",
                 groups: plan.groups,
@@ -248,6 +256,7 @@ fn finish(args: &DemoArgs, plan: &workload::Plan, before: Figures, after: Figure
             },
         )?;
         writeln!(out)?;
+        out.flush()?;
         return Ok(());
     }
     writeln!(out)?;
@@ -300,5 +309,6 @@ fn finish(args: &DemoArgs, plan: &workload::Plan, before: Figures, after: Figure
             missing as f64 * 100.0 / slab as f64
         )?;
     }
+    out.flush()?;
     Ok(())
 }

@@ -8,6 +8,7 @@ pub mod enable;
 pub mod explain;
 pub mod made;
 pub mod names;
+mod output;
 pub mod privilege;
 pub mod run;
 pub mod session;

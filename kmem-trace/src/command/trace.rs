@@ -18,6 +18,7 @@ use tokio::{
 use super::{
     cli::{Common, Format, TraceArgs},
     names::SessionNames,
+    output::{self, Output},
     privilege,
     session::{Request, Session},
 };
@@ -132,7 +133,7 @@ pub struct Trace<'a> {
     session: Session,
     source: Source,
     common: &'a Common,
-    out: BufWriter<io::Stdout>,
+    out: Output,
     recorder: Option<Recorder<BufWriter<File>>>,
     /// Roles whose events are printed; `None`: reports instead.
     events: Option<HashSet<String>>,
@@ -163,6 +164,7 @@ impl<'a> Trace<'a> {
         common: &'a Common,
     ) -> Result<Self> {
         let events = common.events.as_ref().map(|named| requested_events(named));
+        let out = output::open(common.output.as_deref())?;
         let recorder = match &common.record {
             Some(path) => {
                 let file = File::create(path)
@@ -207,7 +209,7 @@ impl<'a> Trace<'a> {
             session,
             source,
             common,
-            out: BufWriter::new(io::stdout()),
+            out,
             recorder,
             events,
             first_event_ns: None,
@@ -229,6 +231,11 @@ impl<'a> Trace<'a> {
     /// Prints no report before the last.
     pub fn quiet(&mut self) {
         self.quiet = true;
+    }
+
+    /// Where all of it is printed.
+    pub fn output(&mut self) -> &mut Output {
+        &mut self.out
     }
 
     /// What ended the trace before what it was to follow: the deadline or a signal.
