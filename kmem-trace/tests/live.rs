@@ -4,6 +4,8 @@
 
 #[path = "live/cost.rs"]
 mod cost;
+#[path = "live/events.rs"]
+mod events;
 #[path = "live/names.rs"]
 mod names;
 #[path = "live/output.rs"]

@@ -1,7 +1,7 @@
 //! `kmem-trace --cgroup`: the loop between the ring, the clock, signals and the output.
 
 use std::{
-    collections::HashSet,
+    collections::{BTreeSet, HashSet},
     fs::File,
     io::{self, BufWriter, ErrorKind, Write},
     time::Duration,
@@ -25,7 +25,7 @@ use super::{
 use crate::{
     hooks::{
         attach::{RINGS, SMALLEST_RING, Sizes},
-        plan::Struck,
+        plan::{Plan, Struck},
         table::{self, ROLES},
     },
     kernel::{
@@ -201,6 +201,7 @@ impl<'a> Trace<'a> {
         {
             log::warn!("the programs' log cannot be shown: {error}");
         }
+        refuse_what_cannot_be_had(&session.plan, common.events.as_deref().unwrap_or_default())?;
         let source = session.source()?;
         let governor = common
             .max_overhead
@@ -468,6 +469,10 @@ impl<'a> Trace<'a> {
         for record in batch.records() {
             let record = record.context("the programs sent what is no record")?;
             self.session.apply(&record);
+            if self.events.is_some() {
+                // Whose a new cgroup is, its name may have to tell.
+                self.session.look_if_needed();
+            }
             if !self.is_wanted(&record) {
                 continue;
             }
@@ -498,6 +503,9 @@ impl<'a> Trace<'a> {
             return !self.quiet
                 && matches!(record, Record::Limit(limit) if limit.source == SOURCE_FILE);
         };
+        if !self.session.is_of_targets(record) {
+            return false;
+        }
         // Where one hook serves both roles, a write to the kernel memory file is of both.
         let is_kmem = matches!(record, Record::Limit(limit) if limit::is_kmem(limit));
         roles.contains(event::role(record)) || is_kmem && roles.contains("limit.kmem")
@@ -581,6 +589,36 @@ impl<'a> Trace<'a> {
             other => other.context("cannot write the output"),
         }
     }
+}
+
+/// Whoever names a role waits for its events.
+///
+/// # Errors
+/// Where this kernel gives none of those named; where it gives some, that is only said.
+fn refuse_what_cannot_be_had(plan: &Plan, named: &[String]) -> Result<()> {
+    let named: BTreeSet<&str> = named
+        .iter()
+        .map(String::as_str)
+        .filter(|name| !name.is_empty())
+        .collect();
+    let missing: Vec<String> = named
+        .iter()
+        .filter_map(|name| plan.role(name))
+        .filter(|role| role.choice.is_none())
+        .map(|role| format!("{} ({})", role.role.name, role.why))
+        .collect();
+    let line = format!(
+        "this kernel gives no events of {}",
+        missing.join(", nor of ")
+    );
+    match missing.len() {
+        0 => {}
+        all if all == named.len() => {
+            bail!("--events: {line}; `kmem-trace doctor` shows what it gives")
+        }
+        _ => log::warn!("--events: {line}"),
+    }
+    Ok(())
 }
 
 /// The roles that `--events` names; without a name all that are not expensive.
