@@ -262,3 +262,37 @@ fn what_is_not_there_is_named_in_one_line() {
         assert!(!error.contains("  "), "{words}: {error}");
     }
 }
+
+#[test]
+fn a_mechanism_that_the_kernel_does_not_allow_is_refused() {
+    if !traceable() {
+        return;
+    }
+    let parent = Cgroup::top(&own("attach"));
+    for mechanism in ["kprobe", "fentry"] {
+        let answer = ask(&format!(
+            "--no-slab -c {} -d 200ms --attach {mechanism}",
+            parent.name
+        ));
+        let begins = format!("kmem-trace: --attach {mechanism}: ");
+        if answer.code() == 0 {
+            let plan = first_line(&ask(&format!("doctor --format json --attach {mechanism}")));
+            let mut rows = plan["roles"].as_array().expect("a list").iter();
+            assert!(rows.any(|row| row["mechanism"] == mechanism), "{answer:?}");
+            continue;
+        }
+        let error = answer.assert_refused();
+        // What is allowed and then fails is named too, in other words.
+        if error.starts_with(&begins) {
+            assert!(
+                error.ends_with("; leave --attach out to trace by what it allows"),
+                "{error}"
+            );
+        }
+    }
+    let answer = ask(&format!(
+        "--no-slab -c {} -d 200ms --attach tracepoint",
+        parent.name
+    ));
+    assert!(!answer.error.contains("--attach"), "{answer:?}");
+}

@@ -83,7 +83,7 @@ pub struct Common {
     /// Write reports, events and JSON to a file, apart from what a command under `run` prints.
     #[arg(short, long, value_name = "FILE")]
     pub output: Option<PathBuf>,
-    /// The mechanism for all roles.
+    /// The mechanism for all roles; refused where the kernel does not allow it.
     #[arg(long, value_enum, default_value_t)]
     pub attach: AttachMode,
     /// Type information for a kernel that has none of its own; must be of this very kernel.

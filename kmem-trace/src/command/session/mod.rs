@@ -148,6 +148,9 @@ impl Session {
             };
             bail!("cannot use BPF: {why}; {mend}see `kmem-trace doctor`");
         }
+        if let Err(line) = inspection.allowed.forced(request.attach) {
+            bail!("{line}");
+        }
         let measuring = match request.bpf_stats || request.may_step_down {
             true => Some(stats::measure().context(
                 "cannot switch the kernel's BPF statistics on (Linux 5.8 and later have them); leave --bpf-stats and --max-overhead out",
