@@ -49,6 +49,14 @@ struct Figures {
     kmem: Option<u64>,
 }
 
+/// What it comes to.
+struct End {
+    before: Figures,
+    after: Figures,
+    /// Slab that the demo made and nobody is charged for, where that was traced.
+    not_charged: Option<i64>,
+}
+
 /// The line that `--format json` ends with.
 #[derive(Serialize)]
 struct DemoLine {
@@ -61,6 +69,8 @@ struct DemoLine {
     slab_grown_bytes: i64,
     kmem_grown_bytes: Option<i64>,
     slab_not_in_usage_bytes: Option<i64>,
+    /// Of these: made by the demo and charged to nobody; absent where slab was not attributed.
+    not_charged_bytes: Option<i64>,
 }
 
 /// `kmem-trace demo`.
@@ -104,7 +114,13 @@ pub async fn main(mut args: DemoArgs) -> Result<Outcome> {
             .await?;
         load?;
         let after = figures(&mount, &target)?;
-        finish(trace.output(), &args, &plan, before, after).context("cannot write the output")?;
+        let not_charged = trace.last_slab().map(|slab| slab.node.not_charged_bytes);
+        let end = End {
+            before,
+            after,
+            not_charged,
+        };
+        finish(trace.output(), &args, &plan, &end).context("cannot write the output")?;
         keep(&args).await?;
         running.stop()?;
         outcome
@@ -130,7 +146,12 @@ async fn untraced(
         _ = terminate.recv() => {}
     }
     let after = figures(mount, target)?;
-    finish(&mut out, args, plan, before, after).context("cannot write the output")?;
+    let end = End {
+        before,
+        after,
+        not_charged: None,
+    };
+    finish(&mut out, args, plan, &end).context("cannot write the output")?;
     keep(args).await?;
     running.stop()?;
     Ok(Outcome::Explained)
@@ -198,10 +219,7 @@ async fn keep(args: &DemoArgs) -> Result<()> {
     if !args.keep {
         return Ok(());
     }
-    eprintln!(
-        "the load stands: look at it with `kmem-trace --cgroup {}` in a second terminal; Ctrl-C ends it",
-        args.cgroup
-    );
+    let _ = writeln!(io::stderr(), "{}", hint(&args.cgroup));
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     tokio::select! {
@@ -226,14 +244,39 @@ fn figures(mount: &MemoryMount, target: &CgroupDir) -> Result<Figures> {
     })
 }
 
+/// A trace begun now has none of the load among what was made since its start.
+fn hint(cgroup: &str) -> String {
+    format!(
+        "the load stands until Ctrl-C; in a second terminal `kmem-trace explain -c {cgroup}` divides what is there, and `kmem-trace -c {cgroup}` shows what comes from then on"
+    )
+}
+
+/// `missing` bytes divided: the demo's own, and the rest, which is a remainder, as the figures are of
+/// moments some milliseconds apart. Nothing where the demo's own are not known.
+fn made_of(missing: i64, not_charged: Option<i64>) -> String {
+    let Some(own) = not_charged.filter(|own| *own > 0) else {
+        return String::new();
+    };
+    let rest = missing - own;
+    let bytes = human(rest.unsigned_abs());
+    let rest = match rest {
+        0 => String::new(),
+        1.. => format!(", {bytes} of others, page overhead and without an event"),
+        _ => format!(", less {bytes} that others gave back"),
+    };
+    format!(
+        ": {} made by the demo and charged to nobody{rest}",
+        human(own.unsigned_abs())
+    )
+}
+
 /// Before and after, and what of the node's slab the usage does not contain.
-fn finish(
-    out: &mut impl Write,
-    args: &DemoArgs,
-    plan: &workload::Plan,
-    before: Figures,
-    after: Figures,
-) -> Result<()> {
+fn finish(out: &mut impl Write, args: &DemoArgs, plan: &workload::Plan, end: &End) -> Result<()> {
+    let End {
+        before,
+        after,
+        not_charged,
+    } = *end;
     let grown = |before: u64, after: u64| after.cast_signed() - before.cast_signed();
     let slab = grown(before.node_slab, after.node_slab);
     let kmem = before
@@ -253,6 +296,7 @@ fn finish(
                 slab_grown_bytes: slab,
                 kmem_grown_bytes: kmem,
                 slab_not_in_usage_bytes: missing,
+                not_charged_bytes: not_charged,
             },
         )?;
         writeln!(out)?;
@@ -302,13 +346,51 @@ fn finish(
     {
         writeln!(
             out,
-            "Of {} by which the node's slab grew, at most {} can be in this cgroup's usage: {} ({:.0} %) are in no usage below it.",
+            "Of {} by which the node's slab grew, at most {} can be in this cgroup's usage: {} ({:.0} %) are in no usage below it{}.",
             human(slab.unsigned_abs()),
             human(kmem.unsigned_abs()),
             human(missing.unsigned_abs()),
-            missing as f64 * 100.0 / slab as f64
+            missing as f64 * 100.0 / slab as f64,
+            made_of(missing, not_charged)
         )?;
     }
     out.flush()?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: i64 = 1 << 20;
+
+    #[test]
+    fn what_is_in_no_usage_is_the_demos_own_and_a_remainder() {
+        assert_eq!(
+            made_of(33 * MIB, Some(20 * MIB)),
+            ": 20.0 MiB made by the demo and charged to nobody, 13.0 MiB of others, page overhead and without an event"
+        );
+        assert_eq!(
+            made_of(18 * MIB, Some(20 * MIB)),
+            ": 20.0 MiB made by the demo and charged to nobody, less 2.0 MiB that others gave back"
+        );
+        assert_eq!(
+            made_of(20 * MIB, Some(20 * MIB)),
+            ": 20.0 MiB made by the demo and charged to nobody"
+        );
+    }
+
+    #[test]
+    fn without_attribution_nothing_is_divided() {
+        assert_eq!(made_of(33 * MIB, None), "");
+        assert_eq!(made_of(33 * MIB, Some(0)), "");
+    }
+
+    #[test]
+    fn whoever_keeps_the_load_learns_what_each_command_shows_of_it() {
+        assert_eq!(
+            hint("a"),
+            "the load stands until Ctrl-C; in a second terminal `kmem-trace explain -c a` divides what is there, and `kmem-trace -c a` shows what comes from then on"
+        );
+    }
 }

@@ -234,6 +234,11 @@ impl<'a> Trace<'a> {
         self.quiet = true;
     }
 
+    /// The last figures of slab; `None` where it is not attributed.
+    pub fn last_slab(&self) -> Option<&SlabReport> {
+        self.last_slab.as_ref()
+    }
+
     /// Where all of it is printed.
     pub fn output(&mut self) -> &mut Output {
         &mut self.out
