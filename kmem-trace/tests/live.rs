@@ -232,6 +232,15 @@ fn the_screen_says_its_mode_and_what_that_cannot_see() {
     for word in ["ledger", "unexplained", "bound", parent.name.as_str()] {
         assert!(answer.out.contains(word), "no {word} in {}", answer.out);
     }
+    let mut lines = answer.out.lines();
+    if cgroup::is_v1()
+        && let Some(kernel) = lines.find(|line| line.starts_with("  kernel "))
+    {
+        assert!(
+            kernel.ends_with("no v1 file divides it: kmem-trace explain"),
+            "{kernel}"
+        );
+    }
     assert!(!answer.out.contains('\u{1b}'), "colours in a pipe");
 }
 
