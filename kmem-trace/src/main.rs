@@ -30,8 +30,7 @@ fn main() -> ExitCode {
             complain(&wrong_use::line(&error, first.as_deref()));
             return ExitCode::from(WRONG_USE);
         }
-        // Help and version.
-        Err(error) => error.exit(),
+        Err(help_or_version) => return print(&help_or_version),
     };
     let verbose = match &cli.command {
         Some(Command::Run(args)) => args.common.verbose,
@@ -48,6 +47,17 @@ fn main() -> ExitCode {
             complain(&format!("{error:#}"));
             ExitCode::from(FAILED)
         }
+    }
+}
+
+/// What `--help` and `--version` ask for.
+fn print(text: &clap::Error) -> ExitCode {
+    match text.print().and_then(|()| std::io::stdout().flush()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            complain(&format!("cannot write the output: {error}"));
+            ExitCode::from(FAILED)
+        }
+        _ => ExitCode::SUCCESS,
     }
 }
 

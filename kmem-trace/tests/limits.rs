@@ -7,7 +7,7 @@
 
 use std::{
     fs::{self, File},
-    io::{BufRead as _, BufReader, Write as _},
+    io::{BufRead as _, BufReader, Read as _, Write as _},
     os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -84,6 +84,7 @@ impl Trace {
             .arg("--no-slab")
             .args(arguments)
             .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
             .spawn()
             .expect("kmem-trace starts");
         let out = BufReader::new(child.stdout.take().expect("piped"));
@@ -97,17 +98,18 @@ impl Trace {
                 }
             }
         });
-        let plan = lines
-            .recv_timeout(PATIENCE)
-            .expect("kmem-trace prints its plan");
-        assert_eq!(plan["type"], "plan");
-        let mut trace = Self { child, lines, plan };
-        if trace.role("limit.write")["status"] == "missing" {
-            println!("skipped {attach}: {}", trace.role("limit.write")["why"]);
-            trace.stop();
+        let Ok(plan) = lines.recv_timeout(PATIENCE) else {
+            let mut why = String::new();
+            let mut error = child.stderr.take().expect("piped");
+            error.read_to_string(&mut why).expect("it is text");
+            let refused = ["kmem-trace: --attach ", "kmem-trace: --events: "];
+            assert!(refused.iter().any(|begin| why.starts_with(begin)), "{why}");
+            assert_eq!(child.wait().expect("it ends").code(), Some(1));
+            println!("skipped {attach}: {why}");
             return None;
-        }
-        Some(trace)
+        };
+        assert_eq!(plan["type"], "plan");
+        Some(Self { child, lines, plan })
     }
 
     fn role(&self, name: &str) -> Value {

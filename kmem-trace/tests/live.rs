@@ -4,12 +4,16 @@
 
 #[path = "live/cost.rs"]
 mod cost;
+#[path = "live/events.rs"]
+mod events;
 #[path = "live/names.rs"]
 mod names;
 #[path = "live/output.rs"]
 mod output;
 #[path = "live/privilege.rs"]
 mod privilege;
+#[path = "live/run.rs"]
+mod run;
 mod support;
 
 use std::{
@@ -228,6 +232,15 @@ fn the_screen_says_its_mode_and_what_that_cannot_see() {
     for word in ["ledger", "unexplained", "bound", parent.name.as_str()] {
         assert!(answer.out.contains(word), "no {word} in {}", answer.out);
     }
+    let mut lines = answer.out.lines();
+    if cgroup::is_v1()
+        && let Some(kernel) = lines.find(|line| line.starts_with("  kernel "))
+    {
+        assert!(
+            kernel.ends_with("no v1 file divides it: kmem-trace explain"),
+            "{kernel}"
+        );
+    }
     assert!(!answer.out.contains('\u{1b}'), "colours in a pipe");
 }
 
@@ -257,4 +270,38 @@ fn what_is_not_there_is_named_in_one_line() {
         assert!(error.contains(named), "{words}: {error}");
         assert!(!error.contains("  "), "{words}: {error}");
     }
+}
+
+#[test]
+fn a_mechanism_that_the_kernel_does_not_allow_is_refused() {
+    if !traceable() {
+        return;
+    }
+    let parent = Cgroup::top(&own("attach"));
+    for mechanism in ["kprobe", "fentry"] {
+        let answer = ask(&format!(
+            "--no-slab -c {} -d 200ms --attach {mechanism}",
+            parent.name
+        ));
+        let begins = format!("kmem-trace: --attach {mechanism}: ");
+        if answer.code() == 0 {
+            let plan = first_line(&ask(&format!("doctor --format json --attach {mechanism}")));
+            let mut rows = plan["roles"].as_array().expect("a list").iter();
+            assert!(rows.any(|row| row["mechanism"] == mechanism), "{answer:?}");
+            continue;
+        }
+        let error = answer.assert_refused();
+        // What is allowed and then fails is named too, in other words.
+        if error.starts_with(&begins) {
+            assert!(
+                error.ends_with("; leave --attach out to trace by what it allows"),
+                "{error}"
+            );
+        }
+    }
+    let answer = ask(&format!(
+        "--no-slab -c {} -d 200ms --attach tracepoint",
+        parent.name
+    ));
+    assert!(!answer.error.contains("--attach"), "{answer:?}");
 }

@@ -3,7 +3,12 @@
 
 mod support;
 
-use std::{ffi::OsStr, os::unix::ffi::OsStrExt as _, process::Command};
+use std::{
+    ffi::OsStr,
+    fs::File,
+    os::unix::ffi::OsStrExt as _,
+    process::{Child, Command, Stdio},
+};
 
 use support::{cgroup, machine, tracer::answer};
 
@@ -117,6 +122,26 @@ fn what_is_not_there_is_named_and_where_to_look() {
         .map(|words| asked(words))
         .collect();
     insta::assert_snapshot!(table);
+}
+
+#[test]
+fn help_and_version_that_nobody_gets_are() {
+    for word in ["--help", "--version"] {
+        let ended = Command::new(machine::program())
+            .arg(word)
+            .stdout(File::create("/dev/full").expect("it is there"))
+            .stderr(Stdio::piped())
+            .spawn()
+            .and_then(Child::wait_with_output)
+            .expect("the program starts");
+        let error = String::from_utf8_lossy(&ended.stderr);
+        assert_eq!(ended.status.code(), Some(1), "{word}: {error}");
+        assert_eq!(error.lines().count(), 1, "{word}: {error}");
+        assert!(
+            error.starts_with("kmem-trace: cannot write the output: No space"),
+            "{error}"
+        );
+    }
 }
 
 #[test]

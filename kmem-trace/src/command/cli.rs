@@ -23,7 +23,10 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Make a cgroup, run a command in it, trace until it ends, pass its exit code on.
+    /// Run a command in a cgroup, made for it or there before, trace until it ends, pass its exit code on.
+    ///
+    /// The command goes with the trace: --duration and Ctrl-C stop it and all that it started in a
+    /// cgroup made for it, by SIGTERM, and 5 s later by SIGKILL; the exit code is then 128 + the signal.
     Run(RunArgs),
     /// The built-in experiment: groups of loopback TCP connections in cgroups of their own, traced.
     Demo(DemoArgs),
@@ -77,7 +80,10 @@ pub struct Common {
     pub events: Option<Vec<String>>,
     #[arg(long, value_enum, default_value_t)]
     pub format: Format,
-    /// The mechanism for all roles.
+    /// Write reports, events and JSON to a file, apart from what a command under `run` prints.
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// The mechanism for all roles; refused where the kernel does not allow it.
     #[arg(long, value_enum, default_value_t)]
     pub attach: AttachMode,
     /// Type information for a kernel that has none of its own; must be of this very kernel.
@@ -134,8 +140,8 @@ pub struct Common {
 
 #[derive(Clone, Debug, Args)]
 pub struct RunArgs {
-    /// The cgroup to make, below the memory hierarchy's root; removed again afterwards. Without
-    /// it a name is made up.
+    /// The cgroup to run it in, below the memory hierarchy's root. One that is not there is made, and
+    /// removed again afterwards; one that is, is used and kept. Without it a name is made up.
     #[arg(short, long = "cgroup", value_name = "NAME")]
     pub cgroup: Option<String>,
     #[command(flatten)]
@@ -153,7 +159,8 @@ pub struct DemoArgs {
     /// TCP connections of each group.
     #[arg(long, value_name = "M", default_value_t = 2000, allow_hyphen_values = true, value_parser = connections)]
     pub connections: u64,
-    /// The cgroup to make above the groups; removed again afterwards.
+    /// The cgroup above the groups. One that is not there is made, and removed again afterwards; one
+    /// that is, is used and kept.
     #[arg(
         short,
         long = "cgroup",

@@ -14,6 +14,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::{
     cli::{DemoArgs, Format},
     made::Made,
+    output,
     trace::{MAX_OBJECTS, Outcome, Trace},
 };
 use crate::{
@@ -48,6 +49,14 @@ struct Figures {
     kmem: Option<u64>,
 }
 
+/// What it comes to.
+struct End {
+    before: Figures,
+    after: Figures,
+    /// Slab that the demo made and nobody is charged for, where that was traced.
+    not_charged: Option<i64>,
+}
+
 /// The line that `--format json` ends with.
 #[derive(Serialize)]
 struct DemoLine {
@@ -60,6 +69,8 @@ struct DemoLine {
     slab_grown_bytes: i64,
     kmem_grown_bytes: Option<i64>,
     slab_not_in_usage_bytes: Option<i64>,
+    /// Of these: made by the demo and charged to nobody; absent where slab was not attributed.
+    not_charged_bytes: Option<i64>,
 }
 
 /// `kmem-trace demo`.
@@ -102,8 +113,14 @@ pub async fn main(mut args: DemoArgs) -> Result<Outcome> {
             })
             .await?;
         load?;
-        finish(&args, &plan, before, figures(&mount, &target)?)
-            .context("cannot write the output")?;
+        let after = figures(&mount, &target)?;
+        let not_charged = trace.last_slab().map(|slab| slab.node.not_charged_bytes);
+        let end = End {
+            before,
+            after,
+            not_charged,
+        };
+        finish(trace.output(), &args, &plan, &end).context("cannot write the output")?;
         keep(&args).await?;
         running.stop()?;
         outcome
@@ -119,6 +136,7 @@ async fn untraced(
     target: &CgroupDir,
     before: Figures,
 ) -> Result<Outcome> {
+    let mut out = output::open(args.common.output.as_deref())?;
     let mut running = Workload::new(plan.clone()).start()?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
@@ -127,7 +145,13 @@ async fn untraced(
         _ = interrupt.recv() => {}
         _ = terminate.recv() => {}
     }
-    finish(args, plan, before, figures(mount, target)?).context("cannot write the output")?;
+    let after = figures(mount, target)?;
+    let end = End {
+        before,
+        after,
+        not_charged: None,
+    };
+    finish(&mut out, args, plan, &end).context("cannot write the output")?;
     keep(args).await?;
     running.stop()?;
     Ok(Outcome::Explained)
@@ -195,10 +219,7 @@ async fn keep(args: &DemoArgs) -> Result<()> {
     if !args.keep {
         return Ok(());
     }
-    eprintln!(
-        "the load stands: look at it with `kmem-trace --cgroup {}` in a second terminal; Ctrl-C ends it",
-        args.cgroup
-    );
+    let _ = writeln!(io::stderr(), "{}", hint(&args.cgroup));
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     tokio::select! {
@@ -223,8 +244,39 @@ fn figures(mount: &MemoryMount, target: &CgroupDir) -> Result<Figures> {
     })
 }
 
+/// A trace begun now has none of the load among what was made since its start.
+fn hint(cgroup: &str) -> String {
+    format!(
+        "the load stands until Ctrl-C; in a second terminal `kmem-trace explain -c {cgroup}` divides what is there, and `kmem-trace -c {cgroup}` shows what comes from then on"
+    )
+}
+
+/// `missing` bytes divided: the demo's own, and the rest, which is a remainder, as the figures are of
+/// moments some milliseconds apart. Nothing where the demo's own are not known.
+fn made_of(missing: i64, not_charged: Option<i64>) -> String {
+    let Some(own) = not_charged.filter(|own| *own > 0) else {
+        return String::new();
+    };
+    let rest = missing - own;
+    let bytes = human(rest.unsigned_abs());
+    let rest = match rest {
+        0 => String::new(),
+        1.. => format!(", {bytes} of others, page overhead and without an event"),
+        _ => format!(", less {bytes} that others gave back"),
+    };
+    format!(
+        ": {} made by the demo and charged to nobody{rest}",
+        human(own.unsigned_abs())
+    )
+}
+
 /// Before and after, and what of the node's slab the usage does not contain.
-fn finish(args: &DemoArgs, plan: &workload::Plan, before: Figures, after: Figures) -> Result<()> {
+fn finish(out: &mut impl Write, args: &DemoArgs, plan: &workload::Plan, end: &End) -> Result<()> {
+    let End {
+        before,
+        after,
+        not_charged,
+    } = *end;
     let grown = |before: u64, after: u64| after.cast_signed() - before.cast_signed();
     let slab = grown(before.node_slab, after.node_slab);
     let kmem = before
@@ -232,10 +284,9 @@ fn finish(args: &DemoArgs, plan: &workload::Plan, before: Figures, after: Figure
         .zip(after.kmem)
         .map(|(before, after)| grown(before, after));
     let missing = kmem.map(|kmem| slab - kmem);
-    let mut out = io::stdout().lock();
     if args.common.format == Format::Json {
         serde_json::to_writer(
-            &mut out,
+            &mut *out,
             &DemoLine {
                 kind: "demo",
                 groups: plan.groups,
@@ -245,9 +296,11 @@ fn finish(args: &DemoArgs, plan: &workload::Plan, before: Figures, after: Figure
                 slab_grown_bytes: slab,
                 kmem_grown_bytes: kmem,
                 slab_not_in_usage_bytes: missing,
+                not_charged_bytes: not_charged,
             },
         )?;
         writeln!(out)?;
+        out.flush()?;
         return Ok(());
     }
     writeln!(out)?;
@@ -293,12 +346,51 @@ fn finish(args: &DemoArgs, plan: &workload::Plan, before: Figures, after: Figure
     {
         writeln!(
             out,
-            "Of {} by which the node's slab grew, at most {} can be in this cgroup's usage: {} ({:.0} %) are in no usage below it.",
+            "Of {} by which the node's slab grew, at most {} can be in this cgroup's usage: {} ({:.0} %) are in no usage below it{}.",
             human(slab.unsigned_abs()),
             human(kmem.unsigned_abs()),
             human(missing.unsigned_abs()),
-            missing as f64 * 100.0 / slab as f64
+            missing as f64 * 100.0 / slab as f64,
+            made_of(missing, not_charged)
         )?;
     }
+    out.flush()?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: i64 = 1 << 20;
+
+    #[test]
+    fn what_is_in_no_usage_is_the_demos_own_and_a_remainder() {
+        assert_eq!(
+            made_of(33 * MIB, Some(20 * MIB)),
+            ": 20.0 MiB made by the demo and charged to nobody, 13.0 MiB of others, page overhead and without an event"
+        );
+        assert_eq!(
+            made_of(18 * MIB, Some(20 * MIB)),
+            ": 20.0 MiB made by the demo and charged to nobody, less 2.0 MiB that others gave back"
+        );
+        assert_eq!(
+            made_of(20 * MIB, Some(20 * MIB)),
+            ": 20.0 MiB made by the demo and charged to nobody"
+        );
+    }
+
+    #[test]
+    fn without_attribution_nothing_is_divided() {
+        assert_eq!(made_of(33 * MIB, None), "");
+        assert_eq!(made_of(33 * MIB, Some(0)), "");
+    }
+
+    #[test]
+    fn whoever_keeps_the_load_learns_what_each_command_shows_of_it() {
+        assert_eq!(
+            hint("a"),
+            "the load stands until Ctrl-C; in a second terminal `kmem-trace explain -c a` divides what is there, and `kmem-trace -c a` shows what comes from then on"
+        );
+    }
 }

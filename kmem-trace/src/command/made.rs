@@ -65,6 +65,11 @@ impl Made {
         Ok(Self { dir, made, sweeper })
     }
 
+    /// Whether the cgroup itself was made, and was not there before.
+    pub fn is_ours(&self) -> bool {
+        self.made.last() == Some(&self.dir)
+    }
+
     /// Removes what was made; the kernel may need a moment after the last task left.
     pub async fn remove(mut self) {
         for dir in std::mem::take(&mut self.made).into_iter().rev() {

@@ -26,7 +26,7 @@ impl Names for SessionNames<'_> {
     }
 
     fn item(&self, item: i32) -> String {
-        format!("item {item}")
+        self.0.item_name(item)
     }
 
     fn limits(&self, cgroup_id: u64) -> limit::Kernel {

@@ -2,18 +2,21 @@
 
 use std::{
     ffi::CString,
+    io::Write as _,
     os::unix::{ffi::OsStrExt as _, process::ExitStatusExt as _},
     path::Path,
     process::{ExitStatus, Stdio},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result};
+use nix::sys::signal::Signal;
 use tokio::process::Command;
 
 use super::{
     cli::RunArgs,
     made::Made,
+    stopping::{self, Stopped},
     trace::{Outcome, Trace},
 };
 use crate::kernel::cgroupfs::{self, MemoryMount};
@@ -50,34 +53,44 @@ pub async fn main(args: RunArgs) -> Result<Ended> {
     let target = cgroupfs::find(&mount, &name)?;
     let mut trace = Trace::start(&mount, vec![target], &args.common).await?;
     let mut child = spawn(&cgroup.dir, &args)?;
-    let pid = child.id();
+    let begun = Instant::now();
     let mut status = None;
     let outcome = trace
         .follow(async {
             status = child.wait().await.ok();
         })
-        .await?;
+        .await;
     let status = match status {
         Some(status) => status,
-        // Ended by a signal or the deadline: the command goes with the trace.
+        // The command goes with the trace, whatever ended that.
         None => {
-            if let Some(pid) = pid.and_then(|pid| i32::try_from(pid).ok()) {
-                let _ = nix::sys::signal::kill(
-                    nix::unistd::Pid::from_raw(pid),
-                    nix::sys::signal::Signal::SIGTERM,
-                );
+            let after = begun.elapsed();
+            let stopped = stopping::stop(&mut child, cgroup.is_ours().then_some(&cgroup.dir)).await;
+            if let (
+                Ok(Stopped {
+                    signal: Some(signal),
+                    ..
+                }),
+                Some(why),
+            ) = (&stopped, trace.cut_short())
+            {
+                say_stopped(*signal, after, why);
             }
-            match tokio::time::timeout(Duration::from_secs(5), child.wait()).await {
-                Ok(status) => status?,
-                Err(_) => {
-                    child.start_kill()?;
-                    child.wait().await?
-                }
-            }
+            stopped?.status
         }
     };
+    let outcome = outcome?;
     cgroup.remove().await;
     Ok(Ended { outcome, status })
+}
+
+/// Nothing else on the screen tells a command that was stopped from one that came to its end.
+fn say_stopped(signal: Signal, after: Duration, why: &str) {
+    let _ = writeln!(
+        std::io::stderr(),
+        "kmem-trace: the command was stopped ({signal}) after {:.1} s: {why}",
+        after.as_secs_f64()
+    );
 }
 
 /// Starts the command inside the cgroup: it moves itself there before it becomes the command.

@@ -1,7 +1,7 @@
 //! `kmem-trace --cgroup`: the loop between the ring, the clock, signals and the output.
 
 use std::{
-    collections::HashSet,
+    collections::{BTreeSet, HashSet},
     fs::File,
     io::{self, BufWriter, ErrorKind, Write},
     time::Duration,
@@ -11,20 +11,21 @@ use anyhow::{Context as _, Result, bail};
 use aya::util::online_cpus;
 use kmem_trace_ebpf::record::SOURCE_FILE;
 use tokio::{
-    signal::unix::{SignalKind, signal},
+    signal::unix::{Signal, SignalKind, signal},
     time::{Instant, MissedTickBehavior, interval_at},
 };
 
 use super::{
     cli::{Common, Format, TraceArgs},
     names::SessionNames,
+    output::{self, Output},
     privilege,
     session::{PATIENCE_MS, Request, Session},
 };
 use crate::{
     hooks::{
         attach::{RINGS, SMALLEST_RING, Sizes},
-        plan::Struck,
+        plan::{Plan, Struck},
         table::{self, ROLES},
     },
     kernel::{
@@ -102,12 +103,37 @@ pub async fn main(args: TraceArgs) -> Result<Outcome> {
     trace.follow(std::future::pending::<()>()).await
 }
 
+/// Those that end a trace.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.interrupt.recv() => "interrupted",
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.hangup.recv() => "SIGHUP",
+        }
+    }
+}
+
 /// A trace with its output.
 pub struct Trace<'a> {
     session: Session,
     source: Source,
     common: &'a Common,
-    out: BufWriter<io::Stdout>,
+    out: Output,
     recorder: Option<Recorder<BufWriter<File>>>,
     /// Roles whose events are printed; `None`: reports instead.
     events: Option<HashSet<String>>,
@@ -122,6 +148,9 @@ pub struct Trace<'a> {
     quiet: bool,
     /// The reader of our output is gone: finish without a word.
     closed: bool,
+    signals: Signals,
+    /// What ended it before what it was to follow.
+    cut_short: Option<&'static str>,
 }
 
 impl<'a> Trace<'a> {
@@ -135,6 +164,7 @@ impl<'a> Trace<'a> {
         common: &'a Common,
     ) -> Result<Self> {
         let events = common.events.as_ref().map(|named| requested_events(named));
+        let out = output::open(common.output.as_deref())?;
         let recorder = match &common.record {
             Some(path) => {
                 let file = File::create(path)
@@ -171,6 +201,7 @@ impl<'a> Trace<'a> {
         {
             log::warn!("the programs' log cannot be shown: {error}");
         }
+        refuse_what_cannot_be_had(&session.plan, common.events.as_deref().unwrap_or_default())?;
         let source = session.source()?;
         let governor = common
             .max_overhead
@@ -179,7 +210,7 @@ impl<'a> Trace<'a> {
             session,
             source,
             common,
-            out: BufWriter::new(io::stdout()),
+            out,
             recorder,
             events,
             first_event_ns: None,
@@ -190,6 +221,9 @@ impl<'a> Trace<'a> {
             governor,
             quiet: false,
             closed: false,
+            // From here on there is something to sum up, and soon a command to stop.
+            signals: Signals::new()?,
+            cut_short: None,
         };
         trace.print_plan()?;
         Ok(trace)
@@ -200,14 +234,26 @@ impl<'a> Trace<'a> {
         self.quiet = true;
     }
 
+    /// The last figures of slab; `None` where it is not attributed.
+    pub fn last_slab(&self) -> Option<&SlabReport> {
+        self.last_slab.as_ref()
+    }
+
+    /// Where all of it is printed.
+    pub fn output(&mut self) -> &mut Output {
+        &mut self.out
+    }
+
+    /// What ended the trace before what it was to follow: the deadline or a signal.
+    pub fn cut_short(&self) -> Option<&'static str> {
+        self.cut_short
+    }
+
     /// Runs until `end`, the deadline or a signal, whichever comes first; then sums up.
     ///
     /// # Errors
     /// Where the output or the kernel's maps fail.
     pub async fn follow(&mut self, end: impl Future<Output = ()>) -> Result<Outcome> {
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut hangup = signal(SignalKind::hangup())?;
         let now = Instant::now();
         let mut look = interval_at(now + LOOK, LOOK);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -221,13 +267,11 @@ impl<'a> Trace<'a> {
             }
         };
         tokio::pin!(sleep, end);
-        while !self.closed {
+        while !self.closed && self.cut_short.is_none() {
             tokio::select! {
                 _ = &mut end => break,
-                () = &mut sleep => break,
-                _ = interrupt.recv() => break,
-                _ = terminate.recv() => break,
-                _ = hangup.recv() => break,
+                () = &mut sleep => self.cut_short = Some("--duration"),
+                which = self.signals.next() => self.cut_short = Some(which),
                 _ = report.tick() => self.print_reports().await?,
                 _ = look.tick() => {
                     self.drain()?;
@@ -447,6 +491,10 @@ impl<'a> Trace<'a> {
         for record in batch.records() {
             let record = record.context("the programs sent what is no record")?;
             self.session.apply(&record);
+            if self.events.is_some() {
+                // Whose a new cgroup is, its name may have to tell.
+                self.session.look_if_needed();
+            }
             if !self.is_wanted(&record) {
                 continue;
             }
@@ -477,6 +525,9 @@ impl<'a> Trace<'a> {
             return !self.quiet
                 && matches!(record, Record::Limit(limit) if limit.source == SOURCE_FILE);
         };
+        if !self.session.is_of_targets(record) {
+            return false;
+        }
         // Where one hook serves both roles, a write to the kernel memory file is of both.
         let is_kmem = matches!(record, Record::Limit(limit) if limit::is_kmem(limit));
         roles.contains(event::role(record)) || is_kmem && roles.contains("limit.kmem")
@@ -560,6 +611,36 @@ impl<'a> Trace<'a> {
             other => other.context("cannot write the output"),
         }
     }
+}
+
+/// Whoever names a role waits for its events.
+///
+/// # Errors
+/// Where this kernel gives none of those named; where it gives some, that is only said.
+fn refuse_what_cannot_be_had(plan: &Plan, named: &[String]) -> Result<()> {
+    let named: BTreeSet<&str> = named
+        .iter()
+        .map(String::as_str)
+        .filter(|name| !name.is_empty())
+        .collect();
+    let missing: Vec<String> = named
+        .iter()
+        .filter_map(|name| plan.role(name))
+        .filter(|role| role.choice.is_none())
+        .map(|role| format!("{} ({})", role.role.name, role.why))
+        .collect();
+    let line = format!(
+        "this kernel gives no events of {}",
+        missing.join(", nor of ")
+    );
+    match missing.len() {
+        0 => {}
+        all if all == named.len() => {
+            bail!("--events: {line}; `kmem-trace doctor` shows what it gives")
+        }
+        _ => log::warn!("--events: {line}"),
+    }
+    Ok(())
 }
 
 /// The roles that `--events` names; without a name all that are not expensive.

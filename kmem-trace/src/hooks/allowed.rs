@@ -12,6 +12,7 @@ use aya::{
 use super::{
     bare,
     features::{Feature, Lacking, Object},
+    plan::AttachMode,
 };
 use crate::{
     hooks::table::Mechanism,
@@ -123,6 +124,22 @@ impl Allowed {
             Mechanism::Read => &self.reads,
         }
     }
+
+    /// Whether what `--attach` forces is allowed at all. Roles that no function serves are served by
+    /// tracepoints all the same, and would hide that nothing is as it was asked for.
+    ///
+    /// # Errors
+    /// In one line: what, why, and what to do.
+    pub fn forced(&self, attach: AttachMode) -> Verdict {
+        let (name, verdict) = match attach {
+            AttachMode::Kprobe => ("kprobe", &self.kprobe),
+            AttachMode::Fentry => ("fentry", &self.fentry),
+            AttachMode::Auto | AttachMode::Tracepoint => return Ok(()),
+        };
+        verdict.clone().map_err(|why| {
+            format!("--attach {name}: {why}; leave --attach out to trace by what it allows")
+        })
+    }
 }
 
 fn reads(bpf: &Verdict, lockdown: Lockdown, lacking: &Lacking) -> Verdict {
@@ -195,4 +212,24 @@ pub fn cause(error: &dyn std::error::Error) -> String {
         innermost = source;
     }
     innermost.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_forced_and_not_allowed_is_refused_with_the_kernels_reason() {
+        let allowed = Allowed {
+            kprobe: Err("this kernel is built without kprobes".to_owned()),
+            ..Allowed::all()
+        };
+        assert_eq!(
+            allowed.forced(AttachMode::Kprobe),
+            Err("--attach kprobe: this kernel is built without kprobes; leave --attach out to trace by what it allows".to_owned())
+        );
+        for attach in [AttachMode::Auto, AttachMode::Fentry, AttachMode::Tracepoint] {
+            assert_eq!(allowed.forced(attach), Ok(()));
+        }
+    }
 }

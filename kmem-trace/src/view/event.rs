@@ -5,7 +5,7 @@ use kmem_trace_ebpf::{
         Header, OP_ATTACH, OP_CHARGE, OP_FREE, OP_MKDIR, OP_REFUSED, OP_RELEASE, OP_RENAME,
         OP_RMDIR, OP_TRY_CHARGE, OP_UNCHARGE, SOURCE_KMEM,
     },
-    sums::{CAUSE_UNASKED, OTHERS},
+    sums::{CAUSE_CHARGED, CAUSE_UNASKED, OTHERS},
 };
 use serde::Serialize;
 
@@ -214,7 +214,10 @@ impl Event {
         if let Some(asker) = &self.asker {
             add(format!("for {asker}"));
         }
-        if let Some(cause) = self.cause {
+        // Who pays is said: then that it is charged, as well.
+        let is_said = self.payer.is_some() && self.payer != self.asker;
+        let charged = slab::cause_name(CAUSE_CHARGED);
+        if let Some(cause) = self.cause.filter(|cause| !(is_said && *cause == charged)) {
             add(cause.to_owned());
         }
         if let Some(accounted) = self.accounted {
@@ -231,15 +234,16 @@ impl Event {
         if let Some(text) = &self.text {
             add(format!("\"{text}\""));
         }
-        if let Some(task) = self.task {
-            add(format!("task {task}"));
-        }
         if let (Some(old), Some(new)) = (self.old_bytes, self.new_bytes) {
             add(if old == new {
                 format!("stays {}", limit::limit_text(new))
             } else {
                 format!("{} → {}", limit::limit_text(old), limit::limit_text(new))
             });
+        }
+        if let Some(task) = self.task {
+            add(format!("task {task} moved in"));
+            return line;
         }
         match (&self.result, &self.why) {
             // The explanation of a refusal begins with the refusal's name.
@@ -301,8 +305,8 @@ fn outcome(result: i64) -> String {
 #[cfg(test)]
 mod tests {
     use kmem_trace_ebpf::{
-        record::{CACHE_LEN, KIND_SLAB, OP_ALLOC, SlabRecord},
-        sums::{CAUSE_CHARGED, CAUSE_SOFTIRQ},
+        record::{CACHE_LEN, CgroupRecord, KIND_CGROUP, KIND_SLAB, OP_ALLOC, PATH_LEN, SlabRecord},
+        sums::CAUSE_SOFTIRQ,
     };
 
     use super::*;
@@ -368,11 +372,40 @@ mod tests {
         assert_eq!(event.asker_id, None);
         assert_eq!(
             text,
-            "TCP 2.0 KiB at 0x77 charged to /7 for (another cgroup) charged"
+            "TCP 2.0 KiB at 0x77 charged to /7 for (another cgroup)"
         );
+        // A free says who paid, and not who asked.
+        let (event, text) = shown(&object(7, 0, CAUSE_CHARGED));
+        assert_eq!((event.cause, event.asker), (Some("charged"), None));
+        assert_eq!(text, "TCP 2.0 KiB at 0x77 charged to /7");
         let (event, text) = shown(&object(0, 8, CAUSE_SOFTIRQ));
         assert_eq!((event.payer, event.cause), (None, Some("softirq")));
         assert_eq!(text, "TCP 2.0 KiB at 0x77 for /8 softirq");
+    }
+
+    #[test]
+    fn a_task_that_moves_is_told_in_few_words() {
+        let record = CgroupRecord {
+            header: Header {
+                kind: KIND_CGROUP,
+                len: size_of::<CgroupRecord>() as u16,
+                ..Header::default()
+            },
+            cgroup_id: 7,
+            hierarchy: 1,
+            task: 27_670,
+            level: 1,
+            op: OP_ATTACH,
+            reserved: [0; 3],
+            path: [0; PATH_LEN],
+        };
+        let event = Event::of(&Record::Cgroup(&record), &Numbered);
+        assert_eq!(event.result.as_deref(), Some("task moved in"));
+        let line = event.line(0);
+        assert!(
+            line.ends_with("cgroup.lifecycle  /7 task 27670 moved in"),
+            "{line}"
+        );
     }
 
     #[test]

@@ -98,7 +98,7 @@ pub fn report(out: &mut impl Write, report: &Report, usage_file: &str) -> io::Re
             }
         }
         let inside = if inside.is_empty() {
-            "this kernel does not divide it".to_owned()
+            "no v1 file divides it: kmem-trace explain".to_owned()
         } else {
             inside.join(" · ")
         };

@@ -16,7 +16,7 @@ use crate::{
     support::{
         cgroup::{self, Cgroup},
         lines, load, machine, soon,
-        tracer::Tracer,
+        tracer::{Tracer, ask, ask_with},
     },
     traceable,
 };
@@ -171,4 +171,59 @@ fn stopped_for_a_while_it_goes_on_within_its_bound() {
     );
     held.end();
     lines::assert_holds(tracer.end().assert_fine());
+}
+
+#[test]
+fn reports_go_to_a_file_apart_from_what_a_command_prints() {
+    if !traceable() {
+        return;
+    }
+    let folder = tempfile::tempdir().expect("there is room");
+    let file = folder.path().join("reports.jsonl");
+    let name = own("apart");
+    let path = file.display().to_string();
+    let script = "echo what the command says; sleep 0.3";
+    let answer = ask_with(&[
+        "run",
+        "-c",
+        &name,
+        "--no-slab",
+        "-i",
+        "100ms",
+        "--format",
+        "json",
+        "-o",
+        &path,
+        "--",
+        "sh",
+        "-c",
+        script,
+    ]);
+    assert_eq!(answer.code(), 0, "{answer:?}");
+    assert_eq!(answer.out, "what the command says\n");
+    let text = std::fs::read_to_string(&file).expect("it was written");
+    let kinds: Vec<serde_json::Value> = text
+        .lines()
+        .map(|line| serde_json::from_str(line).expect("each line is JSON"))
+        .collect();
+    assert!(lines::is(&kinds[0], "plan"), "{text}");
+    assert!(lines::of_type(&kinds, "report").count() > 0, "{text}");
+    assert!(lines::is(kinds.last().expect("some"), "summary"), "{text}");
+}
+
+#[test]
+fn a_file_that_cannot_be_made_is_named_in_one_line() {
+    if !traceable() {
+        return;
+    }
+    let parent = Cgroup::top(&own("unwritable"));
+    let answer = ask(&format!("-c {} -d 100ms -o /nonexistent/file", parent.name));
+    let error = answer.assert_refused();
+    assert!(
+        error.contains("cannot write the output to /nonexistent/file"),
+        "{error}"
+    );
+    let full = ask(&format!("-c {} -d 100ms -o /dev/full", parent.name));
+    let error = full.assert_refused();
+    assert!(error.contains("No space left"), "{error}");
 }

@@ -336,6 +336,18 @@ pub fn traceable() -> bool {
     true
 }
 
+/// What `doctor` says of a role.
+pub fn planned(role: &str) -> Value {
+    let doctor = ask("doctor --format json");
+    let line = doctor.out.lines().next().unwrap_or_default();
+    let plan: Value =
+        serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {doctor:?}"));
+    let mut rows = plan["roles"].as_array().into_iter().flatten();
+    rows.find(|row| row["role"] == role)
+        .cloned()
+        .unwrap_or_else(|| panic!("no role {role} in {plan}"))
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -40,7 +40,7 @@ use crate::{
         features::{Feature, Object},
         inspect::Inspection,
         limits::{self, Accounting, Unit},
-        loader,
+        loader, memcg_stat,
         plan::{AttachMode, Plan, Struck},
         stats::{self, Measuring, ProgramStats},
     },
@@ -117,6 +117,8 @@ pub struct Session {
     limits_here: limit::Kernel,
     dirty: bool,
     functions: callsite::Functions,
+    /// Of `memory.stat`, by number, where single changes are asked for.
+    item_names: HashMap<i32, String>,
     /// Records that the source said were lost.
     told_lost: u64,
     slab_start: slab::SlabStart,
@@ -150,6 +152,9 @@ impl Session {
             };
             bail!("cannot use BPF: {why}; {mend}see `kmem-trace doctor`");
         }
+        if let Err(line) = inspection.allowed.forced(request.attach) {
+            bail!("{line}");
+        }
         let measuring = match request.bpf_stats || request.may_step_down {
             true => Some(stats::measure().context(
                 "cannot switch the kernel's BPF statistics on (Linux 5.8 and later have them); leave --bpf-stats and --max-overhead out",
@@ -172,6 +177,10 @@ impl Session {
             accounting: btf.map_or(Accounting::Unknown, limits::accounting),
             is_root: false,
         };
+        let item_names = match btf {
+            Some(btf) if request.roles.contains("memcg.state") => memcg_stat::names::of_items(btf),
+            _ => HashMap::new(),
+        };
         let mut session = Self {
             hierarchy: request.mount.hierarchy,
             plan,
@@ -189,6 +198,7 @@ impl Session {
             newly_gone: Vec::new(),
             dirty: false,
             functions,
+            item_names,
             told_lost: 0,
             slab_start: slab::SlabStart::default(),
             retired: retiring::Retired::default(),
@@ -302,6 +312,24 @@ impl Session {
             is_root: self.request.targets.iter().any(is_root),
             ..self.limits_here
         }
+    }
+
+    /// What `memory.stat` calls the item of that number.
+    pub fn item_name(&self, item: i32) -> String {
+        let name = self.item_names.get(&item).cloned();
+        name.unwrap_or_else(|| format!("item {item}"))
+    }
+
+    /// Whether a record is of a traced cgroup. The programs let only such pass, but for two kinds: any
+    /// cgroup may be needed for a name, and which one an item is of they need not know.
+    pub fn is_of_targets(&self, record: &Record<'_>) -> bool {
+        let id = match record {
+            Record::Cgroup(it) => it.cgroup_id,
+            Record::State(it) => it.cgroup_id,
+            _ => return true,
+        };
+        let mut targets = self.request.targets.iter();
+        targets.any(|top| top.level == 0 || self.tree.is_within(id, top.id))
     }
 
     /// Applies one streamed record.

@@ -5,9 +5,11 @@
 //! - [`reader`]: the program loaded and run.
 //! - [`subsystem`]: by the same program, what tells a memory cgroup from all else.
 //! - [`places`]: which counters there are and where, from type information.
+//! - [`names`]: from an item's number to its name, for events.
 //! - [`index`]: from an item's number to its place, on kernels that keep a table of that.
 
 mod index;
+pub mod names;
 mod places;
 mod reader;
 pub mod subsystem;

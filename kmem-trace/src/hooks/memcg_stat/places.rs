@@ -32,7 +32,8 @@ impl Unit {
 pub struct Item {
     pub name: &'static str,
     enumeration: &'static str,
-    number: &'static str,
+    /// As the kernel's enumeration has it.
+    pub number: &'static str,
     pub unit: Unit,
 }
 

@@ -287,6 +287,14 @@ impl KernelBtf {
         })
     }
 
+    /// Names and values of an enum's items, in its order; of all enums of that name. Empty where there
+    /// is none.
+    pub fn enum_items(&self, enum_name: &str) -> Vec<(String, i64)> {
+        let ids = self.ids(enum_name).unwrap_or_default();
+        let items = |id| self.items_of(&self.type_of(id).ok()?);
+        ids.into_iter().filter_map(items).flatten().collect()
+    }
+
     /// Value of an enum item in an enum that also has `sibling`: how to ask for an anonymous enum
     /// whose items others have too. The memory controller's `RES_LIMIT` is the one beside
     /// `RES_SOFT_LIMIT`; the hugetlb controller has another.
