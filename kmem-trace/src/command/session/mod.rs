@@ -6,6 +6,7 @@
 //! - [`reporting`]: readings → reports.
 //! - [`retiring`]: what released cgroups held goes to their heirs, and their places are given back.
 //! - [`evicting`]: slab sums kept by this process where the programs' places run short.
+//! - [`grace`]: when these may be used again.
 //! - [`steps`]: less is followed, to cost less.
 //! - [`slab`]: the slab sums, named and held against the kernel's figures.
 //! - [`charged`]: of slab, what is charged to a cgroup, against the kernel's counters of it.
@@ -14,6 +15,7 @@
 pub mod attaching;
 mod charged;
 mod evicting;
+mod grace;
 mod losses;
 mod reading;
 mod reporting;
