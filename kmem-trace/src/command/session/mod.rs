@@ -325,7 +325,7 @@ impl Session {
         let path = is_whole.then(|| Path::new(OsStr::from_bytes(path)));
         match record.op {
             OP_MKDIR => match path {
-                Some(path) => self.tree.see(record.cgroup_id, path),
+                Some(path) => self.tree.made(record.cgroup_id, path),
                 // Under lockdown the name is not readable: the directory tells it, if looked at soon.
                 None => self.dirty = true,
             },
@@ -392,6 +392,7 @@ impl Session {
             return Ok(None);
         }
         let reading = self.reading()?;
+        self.streamed.inherit_all(&self.tree);
         let differences = self.streamed.differences(&reading);
         for (id, slot, streamed, total) in differences.iter().take(10) {
             log::debug!("cgroup {id} slot {slot}: streamed {streamed} pages, totals {total}");
