@@ -56,8 +56,8 @@ pub(super) struct Retired {
 }
 
 impl Session {
-    /// Retires what was released. With all rings empty: records that are still to come would be
-    /// put down to cgroups that are no longer known. Records older than `settled_ns` have come.
+    /// Retires what was released. Records older than `settled_ns` are applied: those that are still to
+    /// come would be put down to cgroups that are no longer known.
     ///
     /// # Errors
     /// Where the kernel does not hand totals out.
