@@ -472,6 +472,8 @@ impl<'a> Trace<'a> {
             self.take(&batch)?;
             if Instant::now() >= enough {
                 self.session.look_if_needed();
+                // A flood may last, and cgroups come and go in it.
+                self.session.retire(self.source.settled_ns())?;
                 return Ok(false);
             }
         }

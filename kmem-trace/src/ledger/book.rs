@@ -115,6 +115,21 @@ impl Streamed {
         }
     }
 
+    /// The same for all that the tree has forgotten, of which records may have come since.
+    pub fn inherit_all(&mut self, tree: &Tree) {
+        let late: Vec<u64> = self
+            .own
+            .keys()
+            .filter(|id| tree.is_forgotten(**id))
+            .copied()
+            .collect();
+        for id in late {
+            if let Some(heir) = tree.heir(id) {
+                self.inherit(id, heir);
+            }
+        }
+    }
+
     /// Net pages of the subtree of `top`.
     pub fn net(&self, tree: &Tree, top: u64) -> Pages {
         let mut sum = Pages::default();
@@ -247,6 +262,25 @@ mod tests {
         tree.forget(2);
         assert_eq!(moved(&reading, &tree, &HashSet::from([1])), before);
         assert_eq!(streamed.net(&tree, 1)[SLOT_MEMORY], 9);
+        assert_eq!(streamed.differences(&reading), []);
+    }
+
+    #[test]
+    fn records_that_come_after_their_cgroup_was_forgotten_are_no_difference() {
+        let records = [
+            record(2, SLOT_MEMORY, 64, OP_TRY_CHARGE),
+            record(2, SLOT_MEMORY, 60, OP_UNCHARGE),
+        ];
+        let mut tree = family();
+        let mut streamed = Streamed::default();
+        streamed.apply(&records[0]);
+        let mut reading = totals_of(&records);
+        let left = reading.remove(&2).expect("it was charged");
+        add_up(reading.entry(1).or_default(), &left);
+        streamed.inherit(2, 1);
+        tree.forget(2);
+        streamed.apply(&records[1]);
+        streamed.inherit_all(&tree);
         assert_eq!(streamed.differences(&reading), []);
     }
 

@@ -64,6 +64,13 @@ impl Tree {
         self.by_path.insert(path.to_owned(), id);
     }
 
+    /// A record says that it was made: too late, perhaps, where its release was told of otherwise.
+    pub fn made(&mut self, id: u64, path: &Path) {
+        if !self.is_forgotten(id) {
+            self.see(id, path);
+        }
+    }
+
     /// What the kernel's page counters say: `parent` is charged with `id`.
     pub fn charged_with(&mut self, id: u64, parent: u64) {
         let node = self.nodes.entry(id).or_default();
@@ -299,6 +306,7 @@ mod tests {
         assert_eq!(tree.heir(3), Some(1));
         assert_eq!((tree.len(), tree.forgotten_below(1)), (1, 2));
         // A record that comes too late does not bring it back.
+        tree.made(3, Path::new("/a/b/c"));
         tree.removed(3, None);
         assert_eq!(tree.len(), 1);
     }

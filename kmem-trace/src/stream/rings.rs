@@ -5,12 +5,14 @@ use std::os::fd::{AsFd as _, OwnedFd};
 
 use aya::maps::{MapData, RingBuf};
 use bytes::BytesMut;
+use kmem_trace_ebpf::record::Header;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use tokio::io::{Interest, unix::AsyncFd};
+use zerocopy::FromBytes as _;
 
 use super::{
     decode::Batch,
-    turns::{Turns, settled_now},
+    turns::{Turns, settled_at, settled_now},
 };
 
 /// A batch is handed on when it has grown to this many bytes, so that a flood cannot keep the
@@ -66,13 +68,15 @@ impl Rings {
     /// What waits in the rings, at most a batch of each; an empty batch means nothing waits, unless
     /// [`Self::has_more`]. Of several, what came just now waits for the next time.
     pub fn drain(&mut self) -> Batch {
+        self.settled_ns = settled_now();
         if let [ring] = &mut self.rings[..] {
             for ring in [ring, &mut self.spare] {
-                append(ring, &mut self.bytes);
+                if let Some(time_ns) = append(ring, &mut self.bytes) {
+                    self.settled_ns = self.settled_ns.min(settled_at(time_ns));
+                }
             }
             return Batch::new(self.bytes.split().freeze());
         }
-        self.settled_ns = settled_now();
         self.more = false;
         for ring in self.rings.iter_mut().chain([&mut self.spare]) {
             let mut taken = 0;
@@ -90,12 +94,9 @@ impl Rings {
         self.turns.until(self.settled_ns)
     }
 
-    /// All records up to this time were given out, once nothing waits.
+    /// All records up to this time were given out.
     pub fn settled_ns(&self) -> u64 {
-        match self.rings.len() {
-            1 => u64::MAX,
-            _ => self.settled_ns,
-        }
+        self.settled_ns
     }
 
     /// Whether more waits though a batch was empty: all that was taken came just now.
@@ -109,15 +110,17 @@ impl Rings {
     }
 }
 
-fn append(ring: &mut RingBuf<MapData>, bytes: &mut BytesMut) {
+/// Takes a batch. Returns the time of the last record if more may wait.
+fn append(ring: &mut RingBuf<MapData>, bytes: &mut BytesMut) -> Option<u64> {
     let most = bytes.len() + BATCH_BYTES;
+    let mut time_ns = 0;
     while bytes.len() < most {
-        let Some(item) = ring.next() else {
-            break;
-        };
+        let item = ring.next()?;
+        time_ns = Header::read_from_prefix(&item).map_or(time_ns, |(header, _)| header.time_ns);
         if bytes.capacity() - bytes.len() < item.len() {
             bytes.reserve(2 * BATCH_BYTES);
         }
         bytes.extend_from_slice(&item);
     }
+    Some(time_ns)
 }

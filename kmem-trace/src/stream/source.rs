@@ -29,7 +29,7 @@ impl Source {
         }
     }
 
-    /// Records up to this time were given out, once nothing waits.
+    /// Records up to this time were given out.
     pub fn settled_ns(&self) -> u64 {
         match self {
             Self::Rings(rings) => rings.settled_ns(),

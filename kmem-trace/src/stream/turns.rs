@@ -13,7 +13,12 @@ const UNSETTLED_NS: u64 = 1_000_000;
 
 /// Up to when all records have come, on the programs' clock.
 pub fn settled_now() -> u64 {
-    now_ns().saturating_sub(UNSETTLED_NS)
+    settled_at(now_ns())
+}
+
+/// Up to when all records have come once one of this time has.
+pub fn settled_at(time_ns: u64) -> u64 {
+    time_ns.saturating_sub(UNSETTLED_NS)
 }
 
 /// Records whose turn has not come.
@@ -99,6 +104,13 @@ mod tests {
         turns.add(&header(35), &[]);
         assert_eq!(times(&turns.until(40)), [35, 40]);
         assert!(turns.is_empty());
+    }
+
+    #[test]
+    fn what_was_stamped_a_little_earlier_may_be_behind_the_record_taken_last() {
+        assert_eq!(settled_at(5 * UNSETTLED_NS), 4 * UNSETTLED_NS);
+        assert_eq!(settled_at(1), 0);
+        assert!(settled_now() < now_ns());
     }
 
     #[test]

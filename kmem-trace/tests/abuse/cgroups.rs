@@ -3,12 +3,21 @@
 use std::{
     collections::HashSet,
     fs,
+    io::{BufRead as _, BufReader, Read as _},
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
     time::Duration,
 };
 
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use serde_json::Value;
 
 use crate::{
@@ -16,7 +25,7 @@ use crate::{
     support::{
         cgroup::{self, Cgroup},
         lines::{self, number},
-        load, soon,
+        load, machine, soon,
         tracer::Tracer,
     },
     traceable,
@@ -89,6 +98,59 @@ fn cgroups_that_come_and_go_take_no_memory_and_their_places_are_used_again() {
         missing as i64 <= lost,
         "{missing} names missing, {lost} lost"
     );
+}
+
+#[test]
+fn places_are_given_back_while_a_slow_reader_keeps_a_flood_of_events_waiting() {
+    if !is_worth_it() || !traceable() {
+        return;
+    }
+    let count = scaled(100, 1000, 4000);
+    let places = scaled(64, 320, 320);
+    let parent = Cgroup::top(&own("flood"));
+    let mut tracer = Command::new(machine::program())
+        .args(["-c", &parent.name, "--format", "json"])
+        .arg("--events=cgroup.lifecycle,slab.alloc,slab.free")
+        .args(["-i", "200ms", "--max-cgroups"])
+        .arg(places.to_string())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("it starts");
+    let mut out = BufReader::new(tracer.stdout.take().expect("piped"));
+    let mut line = String::new();
+    out.read_line(&mut line).expect("the plan");
+    let is_over = Arc::new(AtomicBool::new(false));
+    let hurries = Arc::clone(&is_over);
+    let reader = thread::spawn(move || {
+        let mut last = Vec::new();
+        let mut piece = vec![0; 64 * 1024];
+        while let Ok(read @ 1..) = out.read(&mut piece) {
+            last.extend_from_slice(&piece[..read]);
+            let kept = last.len().saturating_sub(piece.len());
+            last.drain(..kept);
+            if !hurries.load(Ordering::Relaxed) {
+                thread::sleep(Duration::from_millis(5));
+            }
+        }
+        String::from_utf8_lossy(&last).into_owned()
+    });
+    for number in 0..count {
+        let child = parent.child(&format!("c{number}"));
+        storm::process(&child);
+        assert!(child.remove(), "{} stays", child.name);
+    }
+    let pid = i32::try_from(tracer.id()).expect("a process id");
+    kill(Pid::from_raw(pid), Signal::SIGINT).expect("it runs");
+    is_over.store(true, Ordering::Relaxed);
+    let last = reader.join().expect("all is read");
+    assert!(tracer.wait().expect("it ends").success());
+    let summary: Value = serde_json::from_str(last.lines().last().expect("a line")).expect("JSON");
+    assert_eq!(summary["type"], "summary");
+    figures(&format!(
+        "{count} cgroups, {places} places, a slow reader: {} records lost, {} charges found no place",
+        summary["lost"]["ring"], summary["lost"]["map_full"],
+    ));
+    assert_eq!(number(&summary["lost"], "map_full"), 0, "{summary}");
 }
 
 /// As [`storm::process`], with a file written that stays charged to `cgroup`.

@@ -87,7 +87,7 @@ impl Session {
             return 0;
         }
         let taken = self.attached.slab_places(|_| true).len();
-        shortage(taken, self.retired.forgotten.len())
+        shortage(taken, self.retired.forgotten.places().count())
     }
 
     /// Has this process keep what the programs need not keep, where places run short.
@@ -97,7 +97,7 @@ impl Session {
             self.places.looked = None;
             return;
         }
-        let waiting: HashSet<usize> = self.forgotten_places();
+        let waiting: HashSet<usize> = self.retired.forgotten.places().collect();
         let is_removed = |id: u64| {
             let node = self.tree.get(id);
             node.is_some_and(|node| node.life != Life::Living)

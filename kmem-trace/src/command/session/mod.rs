@@ -6,6 +6,7 @@
 //! - [`reporting`]: readings → reports.
 //! - [`retiring`]: what released cgroups held goes to their heirs, and their places are given back.
 //! - [`evicting`]: slab sums kept by this process where the programs' places run short.
+//! - [`grace`]: when these may be used again.
 //! - [`steps`]: less is followed, to cost less.
 //! - [`slab`]: the slab sums, named and held against the kernel's figures.
 //! - [`charged`]: of slab, what is charged to a cgroup, against the kernel's counters of it.
@@ -14,6 +15,7 @@
 pub mod attaching;
 mod charged;
 mod evicting;
+mod grace;
 mod losses;
 mod reading;
 mod reporting;
@@ -348,7 +350,7 @@ impl Session {
         let path = is_whole.then(|| Path::new(OsStr::from_bytes(path)));
         match record.op {
             OP_MKDIR => match path {
-                Some(path) => self.tree.see(record.cgroup_id, path),
+                Some(path) => self.tree.made(record.cgroup_id, path),
                 // Under lockdown the name is not readable: the directory tells it, if looked at soon.
                 None => self.dirty = true,
             },
@@ -423,6 +425,7 @@ impl Session {
             return Ok(None);
         }
         let reading = self.reading()?;
+        self.streamed.inherit_all(&self.tree);
         let differences = self.streamed.differences(&reading);
         for (id, slot, streamed, total) in differences.iter().take(10) {
             log::debug!("cgroup {id} slot {slot}: streamed {streamed} pages, totals {total}");

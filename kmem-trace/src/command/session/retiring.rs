@@ -13,7 +13,7 @@ use std::{
 use anyhow::Result;
 use kmem_trace_ebpf::{sums::SLAB_KEYS, totals::Totals};
 
-use super::Session;
+use super::{Session, grace::Grace};
 use crate::{
     ledger::{
         book,
@@ -21,9 +21,6 @@ use crate::{
     },
     stream::source,
 };
-
-/// Longer than a program runs that has looked a place up just before it was forgotten.
-const GRACE: Duration = Duration::from_millis(50);
 
 /// Released cgroups that keep their names for the slab that they still hold, at most.
 const HOLDERS: usize = 256;
@@ -54,13 +51,13 @@ pub(super) struct Retired {
     looked: Option<Instant>,
     /// When keys of forgotten cgroups were last looked for.
     swept: Option<Instant>,
-    /// Places of slab sums that are no longer found by their keys, and since when.
-    pub(super) forgotten: Vec<(usize, Instant)>,
+    /// Places of slab sums that are no longer found by their keys.
+    pub(super) forgotten: Grace,
 }
 
 impl Session {
-    /// Retires what was released. With all rings empty: records that are still to come would be
-    /// put down to cgroups that are no longer known. Records older than `settled_ns` have come.
+    /// Retires what was released. Records older than `settled_ns` are applied: those that are still to
+    /// come would be put down to cgroups that are no longer known.
     ///
     /// # Errors
     /// Where the kernel does not hand totals out.
@@ -197,39 +194,25 @@ impl Session {
         let dead = self
             .attached
             .slab_places(|key| slab::is_of_the_forgotten(key, tree));
-        let waiting = self.forgotten_places();
+        let waiting: HashSet<usize> = self.retired.forgotten.places().collect();
         self.forget_places(dead.into_iter().filter(|place| !waiting.contains(place)));
         slab::inherit(&mut self.retired.slab, &self.tree);
         slab::inherit(&mut self.slab_start.moment.reading, &self.tree);
         self.retired.swept = Some(Instant::now());
     }
 
-    /// Places that wait to be given back.
-    pub(super) fn forgotten_places(&self) -> HashSet<usize> {
-        let forgotten = self.retired.forgotten.iter();
-        forgotten.map(|(place, _)| *place).collect()
-    }
-
     /// Keeps the programs from finding what is at these places.
     pub(super) fn forget_places(&mut self, places: impl IntoIterator<Item = usize>) {
         for place in places {
             if self.attached.forget_slab(place) {
-                self.retired.forgotten.push((place, Instant::now()));
+                self.retired.forgotten.add(place);
             }
         }
     }
 
     /// Takes the sums that nobody adds to any more.
     fn retire_slab(&mut self) {
-        let mut due: Vec<usize> = Vec::new();
-        self.retired.forgotten.retain(|(place, since)| {
-            let is_due = since.elapsed() >= GRACE;
-            if is_due {
-                due.push(*place);
-            }
-            !is_due
-        });
-        for place in due {
+        for place in self.retired.forgotten.over() {
             let Some((key, sums)) = self.attached.take_slab(place) else {
                 continue;
             };
