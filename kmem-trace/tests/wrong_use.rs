@@ -159,3 +159,13 @@ fn help_and_version_are_no_errors() {
         assert!(answer.out.contains("kmem-trace"), "{words:?}");
     }
 }
+
+#[test]
+fn the_help_lists_the_roles_of_events() {
+    let mut command = Command::new(machine::program());
+    command.arg("--help");
+    let help = answer(command).out;
+    let (_, from) = help.split_once("--events").expect("it is an option");
+    let (events, _) = from.split_once("--format").expect("it is the next");
+    insta::assert_snapshot!(events);
+}

@@ -4,7 +4,10 @@ use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::hooks::{features::Feature, plan::AttachMode, table::ROLES};
+use crate::{
+    hooks::{features::Feature, plan::AttachMode, table::ROLES},
+    view::event,
+};
 
 /// Why a container's memory usage and its node disagree: live charges of a memory cgroup,
 /// reconciled against the kernel's own figure.
@@ -74,9 +77,9 @@ pub struct Common {
     /// Stop after this time; without it, Ctrl-C ends the trace.
     #[arg(short, long, allow_hyphen_values = true, value_parser = duration)]
     pub duration: Option<Duration>,
-    /// Print each event instead of the periodic report; all roles but those that cost most, or
-    /// the ones named.
-    #[arg(long, value_name = "ROLE", value_delimiter = ',', num_args = 0..=1, default_missing_value = "", value_parser = role)]
+    /// Print each event instead of the periodic report: of all roles but those that cost most, or of
+    /// the ones named, with commas between them.
+    #[arg(long, long_help = events_help(), value_name = "ROLE", value_delimiter = ',', num_args = 0..=1, default_missing_value = "", value_parser = role)]
     pub events: Option<Vec<String>>,
     #[arg(long, value_enum, default_value_t)]
     pub format: Format,
@@ -221,6 +224,23 @@ pub struct EnableArgs {
     pub btf: Option<PathBuf>,
 }
 
+/// The help of `--events`, with the roles that have events of their own.
+fn events_help() -> String {
+    let mut help =
+        "Print each event instead of the periodic report: of all roles but those with a star, which cost \
+        most, or of the ones named, with commas between them (--events slab.alloc,slab.free):"
+            .to_owned();
+    for role in ROLES.iter().filter(|role| event::has_own(role.name)) {
+        let star = if role.on_request { " *" } else { "" };
+        help += &format!(
+            "\n  {:<18} {}",
+            format!("{}{star}", role.name),
+            role.purpose
+        );
+    }
+    help + "\nRoles that this kernel does not give are refused; `kmem-trace doctor` shows what it gives"
+}
+
 fn pid(text: &str) -> Result<u32, String> {
     whole(text, 1, i32::MAX.cast_unsigned().into(), "a process id")
 }
@@ -298,6 +318,18 @@ mod tests {
     #[test]
     fn the_arguments_are_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_help_of_events_names_each_role_that_has_some() {
+        let help = events_help();
+        let line = |role: &str| help.lines().find(|line| line.trim().starts_with(role));
+        let has_star = |role: &str| line(role).map(|line| line.contains(" * "));
+        assert_eq!(has_star("counter.charge"), Some(false));
+        assert_eq!(has_star("memcg.state"), Some(true));
+        assert_eq!(has_star("slab.free"), Some(true));
+        // It fires no event of its own.
+        assert_eq!(line("slab.socket"), None);
     }
 
     #[test]

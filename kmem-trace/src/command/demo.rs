@@ -371,8 +371,8 @@ mod tests {
             ": 20.0 MiB made by the demo and charged to nobody, 13.0 MiB of others, page overhead and without an event"
         );
         assert_eq!(
-            made_of(18 * MIB, Some(20 * MIB)),
-            ": 20.0 MiB made by the demo and charged to nobody, less 2.0 MiB that others gave back"
+            made_of(8 * MIB, Some(20 * MIB)),
+            ": 20.0 MiB made by the demo and charged to nobody, less 12.0 MiB that others gave back"
         );
         assert_eq!(
             made_of(20 * MIB, Some(20 * MIB)),

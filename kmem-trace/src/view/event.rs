@@ -280,6 +280,24 @@ pub fn role(record: &Record<'_>) -> &'static str {
     }
 }
 
+/// Roles of the table that records are of, as [`role`] has them.
+const WITH_EVENTS: [&str; 9] = [
+    "counter.charge",
+    "counter.uncharge",
+    "memcg.state",
+    "charge.user",
+    "limit.write",
+    "limit.kmem",
+    "cgroup.lifecycle",
+    "slab.alloc",
+    "slab.free",
+];
+
+/// Whether a role has events of its own: the others serve the figures, or add to the events of these.
+pub fn has_own(role: &str) -> bool {
+    WITH_EVENTS.contains(&role)
+}
+
 /// A result by its name alone: `ok`, `EBUSY`.
 fn outcome_name(result: i64) -> String {
     match outcome(result).split_once(':') {
@@ -381,6 +399,14 @@ mod tests {
         let (event, text) = shown(&object(0, 8, CAUSE_SOFTIRQ));
         assert_eq!((event.payer, event.cause), (None, Some("softirq")));
         assert_eq!(text, "TCP 2.0 KiB at 0x77 for /8 softirq");
+    }
+
+    #[test]
+    fn each_role_with_events_is_in_the_table() {
+        for name in WITH_EVENTS {
+            assert!(crate::hooks::table::role(name).is_some(), "{name}");
+        }
+        assert!(has_own(role(&Record::Slab(&object(7, 7, CAUSE_CHARGED)))));
     }
 
     #[test]
