@@ -126,7 +126,7 @@ impl Plan {
         let lacking: Vec<_> = UNSEEN_SLAB.into_iter().filter(lacks).collect();
         let first = lacking.first().and_then(|(role, _)| self.role(role))?;
         let what: Vec<&str> = lacking.iter().map(|(_, what)| *what).collect();
-        Some(format!("slab {}: {}", what.join(", "), first.why_not()))
+        Some(format!("of slab, {}: {}", what.join(", "), first.why_not()))
     }
 
     pub fn role(&self, name: &str) -> Option<&Resolved> {
