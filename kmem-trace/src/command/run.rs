@@ -51,7 +51,7 @@ pub async fn main(args: RunArgs) -> Result<Ended> {
         .unwrap_or_else(|| format!("kmem-trace-run-{}", std::process::id()));
     let cgroup = Made::new(&mount, &name)?;
     let target = cgroupfs::find(&mount, &name)?;
-    let mut trace = Trace::start(&mount, vec![target], &args.common).await?;
+    let mut trace = Trace::start(&mount, vec![target.clone()], &args.common).await?;
     let mut child = spawn(&cgroup.dir, &args)?;
     let begun = Instant::now();
     let mut status = None;
@@ -65,7 +65,7 @@ pub async fn main(args: RunArgs) -> Result<Ended> {
         // The command goes with the trace, whatever ended that.
         None => {
             let after = begun.elapsed();
-            let stopped = stopping::stop(&mut child, cgroup.is_ours().then_some(&cgroup.dir)).await;
+            let stopped = stopping::stop(&mut child, cgroup.is_ours().then_some(&target)).await;
             if let (
                 Ok(Stopped {
                     signal: Some(signal),

@@ -5,7 +5,6 @@
 
 use std::{
     fs, io,
-    path::{Path, PathBuf},
     process::ExitStatus,
     time::{Duration, Instant},
 };
@@ -16,6 +15,8 @@ use nix::{
     unistd::Pid,
 };
 use tokio::process::Child;
+
+use crate::kernel::cgroupfs::{self, CgroupDir};
 
 /// Longest that processes may take to end by themselves.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -35,7 +36,7 @@ pub struct Stopped {
 ///
 /// # Errors
 /// Where the command's end cannot be waited for.
-pub async fn stop(child: &mut Child, ours: Option<&PathBuf>) -> Result<Stopped> {
+pub async fn stop(child: &mut Child, ours: Option<&CgroupDir>) -> Result<Stopped> {
     let mut used = None;
     let mut told: Vec<Pid> = Vec::new();
     for (signal, patience) in [(Signal::SIGTERM, PATIENCE), (Signal::SIGKILL, KILLED)] {
@@ -60,8 +61,8 @@ pub async fn stop(child: &mut Child, ours: Option<&PathBuf>) -> Result<Stopped> 
             tokio::time::sleep(LOOK).await;
         }
     }
-    if let Some(dir) = ours {
-        remove_below(dir);
+    if let Some(top) = ours {
+        remove_below(top);
     }
     let status = child.wait().await;
     Ok(Stopped {
@@ -71,8 +72,8 @@ pub async fn stop(child: &mut Child, ours: Option<&PathBuf>) -> Result<Stopped> 
 }
 
 /// What still runs of it.
-fn running(child: &Child, ours: Option<&PathBuf>) -> Vec<Pid> {
-    let mut all: Vec<Pid> = ours.map(|dir| processes(dir)).unwrap_or_default();
+fn running(child: &Child, ours: Option<&CgroupDir>) -> Vec<Pid> {
+    let mut all: Vec<Pid> = ours.map(processes).unwrap_or_default();
     // It may have moved itself elsewhere.
     let own = child.id().and_then(|pid| i32::try_from(pid).ok());
     if let Some(own) = own.map(Pid::from_raw).filter(|own| !all.contains(own)) {
@@ -83,36 +84,24 @@ fn running(child: &Child, ours: Option<&PathBuf>) -> Vec<Pid> {
 }
 
 /// All processes of a cgroup and of those below.
-fn processes(dir: &Path) -> Vec<Pid> {
-    let text = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
-    let mut found: Vec<Pid> = text
-        .lines()
-        .filter_map(|line| line.parse().ok())
+fn processes(top: &CgroupDir) -> Vec<Pid> {
+    let mut found = Vec::new();
+    for cgroup in cgroupfs::walk(top) {
+        let text = fs::read_to_string(cgroup.dir.join("cgroup.procs")).unwrap_or_default();
+        let pids = text.lines().filter_map(|line| line.parse().ok());
         // 0: of another PID namespace, out of our reach; to signal 0 is to signal ourselves.
-        .filter(|pid| *pid > 0)
-        .map(Pid::from_raw)
-        .collect();
-    for below in children(dir) {
-        found.extend(processes(&below));
+        found.extend(pids.filter(|pid| *pid > 0).map(Pid::from_raw));
     }
     found
 }
 
-fn remove_below(dir: &Path) {
-    for below in children(dir) {
-        remove_below(&below);
-        if let Err(error) = fs::remove_dir(&below)
+/// Lowest first.
+fn remove_below(top: &CgroupDir) {
+    for below in cgroupfs::walk(top).iter().skip(1).rev() {
+        if let Err(error) = fs::remove_dir(&below.dir)
             && error.kind() != io::ErrorKind::NotFound
         {
-            log::debug!("{}: {error}", below.display());
+            log::debug!("{}: {error}", below.dir.display());
         }
     }
-}
-
-fn children(dir: &Path) -> Vec<PathBuf> {
-    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
-    entries
-        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
-        .map(|entry| entry.path())
-        .collect()
 }

@@ -247,12 +247,12 @@ pub fn attach(plan: &Plan, config: &Config, wanted: &Wanted<'_>) -> Result<Attac
     if object == Object::Newest {
         recycling::fill(&mut ebpf, recycling::SLAB_FREE, config.slab_places)?;
     }
-    let hooks = || {
-        let chosen = wanted.iter().filter_map(|resolved| resolved.choice);
-        chosen.flat_map(|(_, candidate)| candidate.hooks)
-    };
-    let all: Vec<Hook> = hooks().copied().collect();
-    pairs::join(&mut ebpf, btf, &all);
+    let chosen = wanted.iter().filter_map(|resolved| resolved.choice);
+    let hooks: Vec<Hook> = chosen
+        .flat_map(|(_, candidate)| candidate.hooks)
+        .copied()
+        .collect();
+    pairs::join(&mut ebpf, btf, &hooks);
     let mut programs = Vec::new();
     let mut placed: Vec<Hook> = Vec::new();
     let mut refused: Vec<Refused> = Vec::new();

@@ -113,6 +113,7 @@ const GUARDED_COUNTER: &[Need] = &[Need::CounterOwner, Need::MemcgId, Need::Guar
 const UNGUARDED_COUNTER: &[Need] = &[Need::CounterOwner, Need::MemcgId, Need::UnguardedPrograms];
 const NESTING: &str = "an interrupt during a probe is not traced: pages that it frees are missed";
 const NESTED_SLAB: &str = "what an interrupt allocates or frees during a program is not seen";
+const NO_STOCKS: &str = "does not see pages that wait in per-CPU stocks";
 const NO_PAYERS: &str = "cache names and payers need kernel reads, which are not allowed here";
 const LIMIT_FILES_V1: &[Need] = &[Need::V1, Need::MemcgId, Need::LimitArguments];
 const LIMIT_FILES_V2: &[Need] = &[Need::V2, Need::MemcgId, Need::LimitArguments];
@@ -284,7 +285,7 @@ pub static ROLES: &[Role] = &[
                     Need::OwnPrograms,
                 ],
                 gives: Status::Bounded,
-                remark: "does not see pages that wait in per-CPU stocks",
+                remark: NO_STOCKS,
             },
             Candidate {
                 mechanism: M::BtfTracepoint,
@@ -294,7 +295,7 @@ pub static ROLES: &[Role] = &[
                 },
                 needs: &[Need::StatItems, Need::MemcgId],
                 gives: Status::Bounded,
-                remark: "does not see pages that wait in per-CPU stocks",
+                remark: NO_STOCKS,
             },
             Candidate {
                 mechanism: M::Tracepoint,
@@ -304,7 +305,7 @@ pub static ROLES: &[Role] = &[
                 },
                 needs: &[Need::StatItems],
                 gives: Status::Bounded,
-                remark: "does not see pages that wait in per-CPU stocks",
+                remark: NO_STOCKS,
             },
         ],
         without: "without kprobes and fentry, no ledger",

@@ -4,7 +4,7 @@
 //! flush (mm/memcontrol.c, `memcg_vmstats_needs_flush`). What it leaves over is therefore shown
 //! as one line, stock and lag, and never given a name of its own.
 
-use crate::kernel::cgroupfs::MemoryStat;
+use crate::kernel::cgroupfs::{Hierarchy, MemoryStat};
 
 use super::fields::{self, Figures, KMEM};
 
@@ -28,8 +28,21 @@ pub struct Breakdown {
     pub stock: Option<i64>,
 }
 
+/// Takes a `memory.stat` apart; `kmem_bytes` as in [`v1`].
+pub fn of(
+    hierarchy: Hierarchy,
+    stat: &MemoryStat,
+    kmem_bytes: Option<u64>,
+    usage_bytes: u64,
+) -> Breakdown {
+    match hierarchy {
+        Hierarchy::V1 => v1(stat, kmem_bytes, usage_bytes),
+        Hierarchy::V2 => v2(stat, usage_bytes),
+    }
+}
+
 /// Takes a v2 `memory.stat` apart.
-pub fn v2(stat: &MemoryStat, usage_bytes: u64) -> Breakdown {
+fn v2(stat: &MemoryStat, usage_bytes: u64) -> Breakdown {
     let get = |name: &str| stat.get(name);
     let slab = get("slab").or_else(|| Some(get("slab_reclaimable")? + get("slab_unreclaimable")?));
     let kernel_stack = get("kernel_stack");
@@ -70,7 +83,7 @@ pub fn v2(stat: &MemoryStat, usage_bytes: u64) -> Breakdown {
 
 /// Takes a v1 `memory.stat` apart. It has no kernel memory: `kmem_bytes` is the figure of
 /// `memory.kmem.usage_in_bytes`, which is part of the usage, and cannot be divided further.
-pub fn v1(stat: &MemoryStat, kmem_bytes: Option<u64>, usage_bytes: u64) -> Breakdown {
+fn v1(stat: &MemoryStat, kmem_bytes: Option<u64>, usage_bytes: u64) -> Breakdown {
     let get = |name: &str| stat.get(name);
     // Hierarchical figures, as the usage is: `total_*` where the kernel has them.
     let anon = get("total_rss").or_else(|| get("rss"));

@@ -50,6 +50,12 @@ pub struct SlabLine {
     pub coverage_bound: Option<f64>,
 }
 
+impl SlabLine {
+    pub fn is_charged(&self) -> bool {
+        self.cause == "charged"
+    }
+}
+
 /// How a figure of what came less what went is to be read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -83,6 +89,13 @@ impl Reading {
             either([Self::AtLeast, Self::About]),
             either([Self::AtMost, Self::About]),
         )
+    }
+
+    /// Of the sum of some lines.
+    pub fn of_sum<'a>(lines: impl IntoIterator<Item = &'a SlabLine>) -> Self {
+        lines
+            .into_iter()
+            .fold(Self::Counted, |all, line| all.and(line.bytes_are))
     }
 
     /// Before a figure on the screen.
@@ -298,10 +311,8 @@ pub fn node(
 impl SlabReport {
     /// How the sum of some lines is to be read.
     pub fn reading(&self, wanted: impl Fn(&SlabLine) -> bool) -> Reading {
-        self.lines
-            .iter()
-            .filter(|line| wanted(line) && line.bytes != 0)
-            .fold(Reading::Counted, |all, line| all.and(line.bytes_are))
+        let lines = self.lines.iter();
+        Reading::of_sum(lines.filter(|line| wanted(line) && line.bytes != 0))
     }
 }
 
@@ -337,10 +348,7 @@ impl Reason<'_> {
 /// The largest reasons, by cache and cause.
 pub fn reasons(lines: &[SlabLine]) -> Vec<Reason<'_>> {
     let mut found: Vec<Reason<'_>> = Vec::new();
-    let mut uncharged: Vec<&SlabLine> = lines
-        .iter()
-        .filter(|line| line.cause != "charged")
-        .collect();
+    let mut uncharged: Vec<&SlabLine> = lines.iter().filter(|line| !line.is_charged()).collect();
     uncharged.sort_by_key(|line| std::cmp::Reverse(line.bytes));
     for line in uncharged {
         match found
@@ -395,7 +403,7 @@ fn doubtful(report: &SlabReport) -> Doubtful {
         let all = of(|_| true).min(-unseen.bytes);
         if all > 0 {
             doubtful.bytes += all;
-            doubtful.uncharged_bytes += of(|line| line.cause != "charged").min(-unseen.bytes);
+            doubtful.uncharged_bytes += of(|line| !line.is_charged()).min(-unseen.bytes);
             doubtful
                 .by_cache
                 .push((unseen.cache.clone(), -unseen.bytes));

@@ -30,14 +30,13 @@ pub fn report(out: &mut impl Write, slab: &SlabReport) -> io::Result<()> {
         slab.reading(|_| true),
         "live objects, at kmem_cache.size each",
     )?;
-    let is_charged = |line: &SlabLine| line.cause == "charged";
-    let reading = slab.reading(is_charged);
+    let reading = slab.reading(SlabLine::is_charged);
     sum(out, "  charged to it", node.charged_bytes, reading, "")?;
-    rows(out, slab, is_charged)?;
+    rows(out, slab, SlabLine::is_charged)?;
     for line in &slab.findings.charged {
         charged(out, line, slab.findings.charged.len() > 1)?;
     }
-    let is_uncharged = |line: &SlabLine| line.cause != "charged";
+    let is_uncharged = |line: &SlabLine| !line.is_charged();
     let reading = slab.reading(is_uncharged);
     sum(
         out,
@@ -234,7 +233,7 @@ fn rows(
             remark.push_str(" at ");
             remark.push_str(call_site);
         }
-        if line.cause != "charged" {
+        if !line.is_charged() {
             remark.push_str(", ");
             remark.push_str(briefly(line.cause));
         }
@@ -253,11 +252,14 @@ fn rows(
     let bytes: i64 = rest.iter().map(|line| line.bytes).sum();
     if bytes != 0 {
         let others = if rest.len() == 1 { "other" } else { "others" };
-        let reading = rest
-            .iter()
-            .fold(Reading::Counted, |all, line| all.and(line.bytes_are));
         let label = format!("    {} {others}", rest.len());
-        sum(out, &label, bytes, reading, "")?;
+        sum(
+            out,
+            &label,
+            bytes,
+            Reading::of_sum(rest.iter().copied()),
+            "",
+        )?;
     }
     Ok(())
 }

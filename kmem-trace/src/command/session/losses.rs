@@ -114,22 +114,23 @@ impl Session {
         (0..)
             .zip(ROLE_NAMES)
             .filter(|(_, role)| is_slab(role))
-            .map(|(place, _)| {
-                self.attached.tally(LOST_MAP_FULL + place)
-                    + self.attached.tally(LOST_UNREAD + place)
-            })
+            .map(|(place, _)| self.uncounted(place))
             .sum()
     }
 
+    /// What the programs of a role saw and could not count.
+    fn uncounted(&self, role: u32) -> u64 {
+        self.attached.tally(LOST_MAP_FULL + role) + self.attached.tally(LOST_UNREAD + role)
+    }
+
     fn lost_by_role(&self) -> BTreeMap<&'static str, RoleLost> {
-        let tally = |first: u32, role: u32| self.attached.tally(first + role);
         let mut by_role: BTreeMap<&'static str, RoleLost> = BTreeMap::new();
         for (place, role) in (0..).zip(ROLE_NAMES) {
             by_role.insert(
                 role,
                 RoleLost {
-                    ring: tally(LOST_RING, place),
-                    map_full: tally(LOST_MAP_FULL, place) + tally(LOST_UNREAD, place),
+                    ring: self.attached.tally(LOST_RING + place),
+                    map_full: self.uncounted(place),
                     skipped: 0,
                 },
             );

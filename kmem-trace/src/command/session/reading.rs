@@ -165,10 +165,7 @@ impl Session {
         let left = |dir: &CgroupDir| {
             let values = cgroupfs::counters(&dir.dir, self.hierarchy).ok()?;
             let stat = cgroupfs::stat(&dir.dir).ok()?;
-            let parts = match self.hierarchy {
-                Hierarchy::V1 => breakdown::v1(&stat, values.kmem, values.memory),
-                Hierarchy::V2 => breakdown::v2(&stat, values.memory),
-            };
+            let parts = breakdown::of(self.hierarchy, &stat, values.kmem, values.memory);
             let pages = u64::try_from(parts.stock?).ok()? / self.page_bytes;
             Some(pages.saturating_sub(self.stock_pages()))
         };

@@ -7,7 +7,7 @@ use aya::util::online_cpus;
 
 use super::{Session, reading::Key};
 use crate::{
-    kernel::cgroupfs::{self, CgroupDir, Hierarchy},
+    kernel::cgroupfs::{self, CgroupDir},
     ledger::tree::Life,
     reconcile::{
         breakdown,
@@ -142,10 +142,7 @@ impl Session {
             .get(&(dir.id, "kmem"))
             .map(|bracket| bracket.file_bytes);
         let stat = cgroupfs::stat(&dir.dir).unwrap_or_default();
-        let parts = match self.hierarchy {
-            Hierarchy::V1 => breakdown::v1(&stat, kmem_bytes, usage.kernel_bytes),
-            Hierarchy::V2 => breakdown::v2(&stat, usage.kernel_bytes),
-        };
+        let parts = breakdown::of(self.hierarchy, &stat, kmem_bytes, usage.kernel_bytes);
         let page = self.page_bytes;
         let net_bytes = slots.iter().map(|slot| now.net[*slot]).sum::<i64>() * page.cast_signed();
         let gross_bytes = slots.iter().map(|slot| now.gross[*slot]).sum::<u64>() * page;

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use super::places::ITEMS;
 use crate::kernel::btf::KernelBtf;
 
 /// Enumerations whose numbers the events have; the second goes on where the first ends.
@@ -14,17 +15,10 @@ const ENDS: [&str; 3] = [
     "MEMCG_NR_STAT",
 ];
 
-/// `memory_stats` in mm/memcontrol.c: v2's names, which the reports use on v1 too.
-const NAMES: [(&str, &str); 34] = [
-    ("NR_ANON_MAPPED", "anon"),
-    ("NR_FILE_PAGES", "file"),
+/// `memory_stats` in mm/memcontrol.c, but for [`ITEMS`]: v2's names, which the reports use on v1 too.
+const NAMES: [(&str, &str); 25] = [
     ("MEMCG_KMEM", "kernel"),
-    ("NR_KERNEL_STACK_KB", "kernel_stack"),
-    ("NR_PAGETABLE", "pagetables"),
-    ("NR_SECONDARY_PAGETABLE", "sec_pagetables"),
-    ("MEMCG_PERCPU_B", "percpu"),
     ("MEMCG_SOCK", "sock"),
-    ("MEMCG_VMALLOC", "vmalloc"),
     ("NR_SHMEM", "shmem"),
     ("MEMCG_ZSWAP_B", "zswap"),
     ("MEMCG_ZSWAPPED", "zswapped"),
@@ -41,8 +35,6 @@ const NAMES: [(&str, &str); 34] = [
     ("NR_INACTIVE_FILE", "inactive_file"),
     ("NR_ACTIVE_FILE", "active_file"),
     ("NR_UNEVICTABLE", "unevictable"),
-    ("NR_SLAB_RECLAIMABLE_B", "slab_reclaimable"),
-    ("NR_SLAB_UNRECLAIMABLE_B", "slab_unreclaimable"),
     ("NR_HUGETLB", "hugetlb"),
     ("WORKINGSET_REFAULT_ANON", "workingset_refault_anon"),
     ("WORKINGSET_REFAULT_FILE", "workingset_refault_file"),
@@ -70,15 +62,16 @@ pub fn of_items(btf: &KernelBtf) -> HashMap<i32, String> {
 }
 
 fn shown(item: String) -> String {
-    let known = NAMES.iter().find(|(number, _)| *number == item);
-    known.map_or(item, |(_, name)| (*name).to_owned())
+    let read = ITEMS.iter().map(|it| (it.number, it.name));
+    let known = read.chain(NAMES).find(|(number, _)| *number == item);
+    known.map_or(item, |(_, name)| name.to_owned())
 }
 
 #[cfg(test)]
 mod tests {
     use std::path::Path;
 
-    use super::{super::places::ITEMS, *};
+    use super::*;
     use crate::kernel::btf::build::{Builder, ENUM};
 
     #[test]
