@@ -70,7 +70,7 @@ use kmem_trace_ebpf::{
         OP_ALLOC, OP_ATTACH, OP_CHARGE, OP_FREE, OP_MKDIR, OP_REFUSED, OP_RELEASE, OP_RENAME,
         OP_RMDIR, OP_TRY_CHARGE, OP_UNCHARGE,
     },
-    totals::{LOST_MAP_FULL, LOST_PAGES, LOST_UNREAD, ROLE_CHARGE, ROLE_USER_CHARGE, SECOND_RUNS},
+    totals::{LOST_MAP_FULL, LOST_PAGES, LOST_UNREAD, ROLE_CHARGE, ROLE_USER_CHARGE},
 };
 
 #[cfg(not(feature = "old"))]
@@ -78,7 +78,7 @@ use crate::{
     context::{IN_HARDIRQ, IN_SOFTIRQ, interrupt},
     owner::removed,
     places::give_back,
-    second::{find_first, first_is_skipped},
+    second::{find_first, is_seconds},
     slab::{Object, slab_event},
     stat::read_words,
 };
@@ -446,20 +446,18 @@ pub fn tb_memcg_lruvec_state(ctx: BtfTracePointContext) -> i32 {
 #[cfg(not(feature = "old"))]
 #[btf_tracepoint]
 pub fn tb_memcg_state_2(ctx: BtfTracePointContext) -> i32 {
-    if !first_is_skipped(PAIR_STATE) {
+    if !is_seconds(PAIR_STATE) {
         return 0;
     }
-    tally(SECOND_RUNS + PAIR_STATE, 1);
     typed_state(ctx, false)
 }
 
 #[cfg(not(feature = "old"))]
 #[btf_tracepoint]
 pub fn tb_memcg_lruvec_state_2(ctx: BtfTracePointContext) -> i32 {
-    if !first_is_skipped(PAIR_LRUVEC_STATE) {
+    if !is_seconds(PAIR_LRUVEC_STATE) {
         return 0;
     }
-    tally(SECOND_RUNS + PAIR_LRUVEC_STATE, 1);
     typed_state(ctx, true)
 }
 
@@ -550,10 +548,9 @@ macro_rules! slab_programs {
         /// On the same event as the one above (see `second`).
         #[raw_tracepoint]
         pub fn $second(ctx: RawTracePointContext) -> i32 {
-            if !first_is_skipped($pair) {
+            if !is_seconds($pair) {
                 return 0;
             }
-            tally(SECOND_RUNS + $pair, 1);
             slab_arguments!(ctx, $op, $event)
         }
     )* };

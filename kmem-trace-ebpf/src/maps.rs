@@ -172,6 +172,16 @@ pub fn take(from: &Stack<u32>) -> Option<u32> {
     None
 }
 
+/// A place that was taken for nothing: someone else named the same meanwhile, or the map refused.
+#[inline(always)]
+pub fn put_back(to: &Stack<u32>, place: u32) {
+    let mut attempt = 0;
+    // Busy, as in `take`; a place that is not put back is lost until the trace ends.
+    while attempt < ATTEMPTS && to.push(place, 0).is_err() {
+        attempt += 1;
+    }
+}
+
 /// The place of a cgroup, taken on first use; `true` where it is new.
 #[inline(always)]
 pub fn place(cgroup_id: u64) -> Option<(u32, bool)> {
@@ -211,7 +221,7 @@ pub extern "C" fn take_place(cgroup_id: u64) -> u64 {
         return u64::from(free) | THERE | NEW;
     }
     unsafe { (&raw mut (*entry).cgroup_id).write_volatile(0) };
-    let _ = FREE.push(free, 0);
+    put_back(&FREE, free);
     match unsafe { PLACES.get(cgroup_id) } {
         Some(found) => u64::from(*found) | THERE,
         None => 0,
@@ -240,15 +250,20 @@ pub unsafe fn add(place: *mut u64, amount: u64) {
 }
 
 /// A call begins. Idempotent, for there are two programs for each function: the kernel skips a
-/// program that interrupts itself (`bpf_prog_enter`), and then the other one runs.
+/// program that interrupts itself (`bpf_prog_enter`), and then the other one runs. `false` where there
+/// is no room left: the call's end will count nothing.
 #[cfg(not(feature = "old"))]
 #[inline(always)]
-pub fn begin(call: u64) {
+pub fn begin(call: u64) -> bool {
     if unsafe { UNDER_WAY.get(call) }.is_some() {
-        return;
+        return true;
     }
-    if UNDER_WAY.insert(call, 1, u64::from(BPF_ANY)) == Err(EBUSY) {
-        let _ = UNDER_WAY_MEANWHILE.insert(call, 1, u64::from(BPF_ANY));
+    match UNDER_WAY.insert(call, 1, u64::from(BPF_ANY)) {
+        Ok(()) => true,
+        Err(EBUSY) => UNDER_WAY_MEANWHILE
+            .insert(call, 1, u64::from(BPF_ANY))
+            .is_ok(),
+        Err(_) => false,
     }
 }
 

@@ -17,11 +17,15 @@ use aya_ebpf::{
     macros::map,
     maps::{Array, PerCpuArray},
 };
-use kmem_trace_ebpf::pairs::{
-    FOUND, NO_COUNTER, NO_FILE, OTHER_MAP, OTHER_PROGRAM, PAIRS, ProgramMembers,
+use kmem_trace_ebpf::{
+    pairs::{FOUND, NO_COUNTER, NO_FILE, OTHER_MAP, OTHER_PROGRAM, PAIRS, ProgramMembers},
+    totals::SECOND_RUNS,
 };
 
-use crate::read::{member, peek_half};
+use crate::{
+    maps::tally,
+    read::{member, peek_half},
+};
 
 /// Filled in by userspace before loading, as `CONFIG` is.
 #[unsafe(no_mangle)]
@@ -40,9 +44,19 @@ static OWN: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 static TO_FIRST: Array<u64> = Array::with_max_entries(PAIRS, 0);
 
+/// Whether the event at hand is the second program's: the kernel skipped the first one for it. Tallied.
+#[inline(always)]
+pub fn is_seconds(pair: u32) -> bool {
+    let skipped = first_is_skipped(pair);
+    if skipped {
+        tally(SECOND_RUNS + pair, 1);
+    }
+    skipped
+}
+
 /// Whether the kernel skipped the first program of a pair for the event at hand.
 #[inline(always)]
-pub fn first_is_skipped(pair: u32) -> bool {
+fn first_is_skipped(pair: u32) -> bool {
     let distance = match TO_FIRST.get_ptr(pair) {
         Some(distance) => unsafe { *distance },
         None => 0,

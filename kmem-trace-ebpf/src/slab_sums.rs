@@ -12,7 +12,7 @@ use kmem_trace_ebpf::{
 };
 
 use crate::{
-    maps::{add, own_copy, take, tally},
+    maps::{add, own_copy, put_back, take, tally},
     read::{attributes, config, member, read_kernel_str},
 };
 
@@ -88,7 +88,7 @@ fn take_slab_place(key: &SlabKey) -> u64 {
         return u64::from(free) + 1;
     }
     unsafe { (&raw mut (*entry).taken).write_volatile(0) };
-    let _ = SLAB_FREE.push(free, 0);
+    put_back(&SLAB_FREE, free);
     match SLAB_PLACES.get_ptr(key) {
         Some(found) => u64::from(unsafe { *found }) + 1,
         None => 0,

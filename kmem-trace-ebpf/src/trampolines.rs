@@ -8,7 +8,7 @@ use aya_ebpf::{
 };
 use kmem_trace_ebpf::{
     record::{OP_CHARGE, OP_REFUSED, OP_TRY_CHARGE, OP_UNCHARGE},
-    totals::{CALLS_BEGUN, CALLS_COUNTED},
+    totals::{CALLS_BEGUN, CALLS_COUNTED, LOST_PAGES, LOST_UNREAD, ROLE_CHARGE, ROLE_UNCHARGE},
 };
 
 use crate::{
@@ -26,14 +26,18 @@ use crate::{
 // it off the list of calls under way counts it. An interrupt of an interrupt may still be missed:
 // begun less counted says how often.
 macro_rules! counter_pairs {
-    ($($begin:ident $end:ident = $first:literal, $op:path;)*) => { $(
+    ($($begin:ident $end:ident = $first:literal, $op:path, $role:ident;)*) => { $(
         #[fentry]
         pub fn $begin(ctx: FEntryContext) -> i32 {
             let ctx: *const u8 = ctx.as_ptr().cast_const().cast();
             if $first {
                 tally(CALLS_BEGUN, 1);
             }
-            begin(ctx as u64);
+            // The second's word counts: it comes after the first one's, and finds what that noted.
+            if !begin(ctx as u64) && !$first {
+                tally(LOST_UNREAD + $role, 1);
+                tally(LOST_PAGES, argument(ctx, 1));
+            }
             0
         }
 
@@ -75,12 +79,12 @@ fn uncharged(_: *const u8) -> u8 {
 }
 
 counter_pairs! {
-    fe_charge_1 fx_charge_1 = true, charged;
-    fe_charge_2 fx_charge_2 = false, charged;
-    fe_uncharge_1 fx_uncharge_1 = true, uncharged;
-    fe_uncharge_2 fx_uncharge_2 = false, uncharged;
-    fe_try_charge_1 fx_try_charge_1 = true, tried;
-    fe_try_charge_2 fx_try_charge_2 = false, tried;
+    fe_charge_1 fx_charge_1 = true, charged, ROLE_CHARGE;
+    fe_charge_2 fx_charge_2 = false, charged, ROLE_CHARGE;
+    fe_uncharge_1 fx_uncharge_1 = true, uncharged, ROLE_UNCHARGE;
+    fe_uncharge_2 fx_uncharge_2 = false, uncharged, ROLE_UNCHARGE;
+    fe_try_charge_1 fx_try_charge_1 = true, tried, ROLE_CHARGE;
+    fe_try_charge_2 fx_try_charge_2 = false, tried, ROLE_CHARGE;
 }
 
 // Where the kernel lets programs interrupt themselves (before 5.12), one a function is enough.
