@@ -53,7 +53,7 @@ pub enum Format {
 #[derive(Clone, Debug, Args)]
 pub struct TraceArgs {
     /// Trace the subtree of this cgroup: a path under the memory hierarchy ("test-docker-memory",
-    /// "/docker/3f2a"), a directory, or a unique part of a container id.
+    /// "/docker/3f2a"), a directory, or 4 or more characters of its name that no other has.
     #[arg(
         short,
         long = "cgroup",

@@ -136,7 +136,7 @@ async fn untraced(
     target: &CgroupDir,
     before: Figures,
 ) -> Result<Outcome> {
-    let mut out = output::open(args.common.output.as_deref())?;
+    let mut out = output::open(args.common.output.as_deref(), args.common.format)?;
     let mut running = Workload::new(plan.clone()).start()?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
@@ -306,8 +306,13 @@ fn finish(out: &mut impl Write, args: &DemoArgs, plan: &workload::Plan, end: &En
     writeln!(out)?;
     writeln!(
         out,
-        "{} groups × {} TCP connections in {}",
-        plan.groups, plan.connections, args.cgroup
+        "{} × {} TCP connections in {}",
+        match plan.groups {
+            1 => "1 group".to_owned(),
+            groups => format!("{groups} groups"),
+        },
+        plan.connections,
+        args.cgroup
     )?;
     writeln!(
         out,

@@ -10,6 +10,7 @@ use anyhow::{Context as _, Result};
 
 use super::{
     cli::{DoctorArgs, Format},
+    output,
     session::{Request, attaching, page_bytes},
     trace::struck,
 };
@@ -80,10 +81,7 @@ fn print(page: &Page, format: Format) -> io::Result<()> {
         json::write(&mut out, &Line::Doctor(page))?;
         return Ok(());
     }
-    let width = console::Term::stdout()
-        .size_checked()
-        .map_or(doctor::WIDTH, |(_, columns)| usize::from(columns));
-    doctor::page(&mut out, page, width)
+    doctor::page(&mut out, page, output::columns().unwrap_or(doctor::WIDTH))
 }
 
 /// The plan as it comes out when it is really attached, for a moment and to nobody's cgroup; where
@@ -167,6 +165,7 @@ fn examine(
         hierarchy,
         reads_refused: allowed.reads.as_ref().err().map(String::as_str),
         nokmem: cmdline.as_ref().is_ok_and(|cmdline| cmdline.nokmem),
+        unseen_slab: plan.unseen_slab(|symbol| inspection.has_function(symbol)),
     });
     let events = inspection
         .tracefs

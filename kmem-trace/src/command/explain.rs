@@ -1,17 +1,14 @@
 //! `kmem-trace explain`: which figures of this kernel add up to a cgroup's usage. Without root
 //! wherever the files may be read, and without BPF but for what v1 has no files for.
 
-use std::{
-    fs,
-    io::{self, ErrorKind},
-    path::Path,
-};
+use std::{fs, io::ErrorKind, path::Path};
 
 use anyhow::{Context as _, Result};
 use aya::util::online_cpus;
 
 use super::{
     cli::{ExplainArgs, Format},
+    output,
     session::attaching,
 };
 use crate::{
@@ -89,7 +86,7 @@ pub fn main(args: &ExplainArgs) -> Result<()> {
         kernel_counters: kinds,
         explanation,
     };
-    let mut out = io::stdout().lock();
+    let mut out = output::open(None, args.format)?;
     let written = match args.format {
         Format::Json => json::write(&mut out, &Line::Explain(&explained)),
         Format::Table => view::table(&mut out, &explained),

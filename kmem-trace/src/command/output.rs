@@ -8,20 +8,31 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
+use super::cli::Format;
+use crate::view::wrap::Wrapped;
+
 /// What is printed to.
 pub type Output = BufWriter<Box<dyn Write>>;
 
-/// Opens it; a file that is there is written over.
+/// Opens it; a file that is there is written over. Lines for a person are folded at the width of the
+/// terminal, where there is one.
 ///
 /// # Errors
 /// Where the file cannot be made.
-pub fn open(file: Option<&Path>) -> Result<Output> {
-    let out: Box<dyn Write> = match file {
-        Some(path) => Box::new(
+pub fn open(file: Option<&Path>, format: Format) -> Result<Output> {
+    let out: Box<dyn Write> = match (file, format) {
+        (Some(path), _) => Box::new(
             File::create(path)
                 .with_context(|| format!("cannot write the output to {}", path.display()))?,
         ),
-        None => Box::new(io::stdout()),
+        (None, Format::Json) => Box::new(io::stdout()),
+        (None, Format::Table) => Box::new(Wrapped::new(io::stdout(), columns)),
     };
     Ok(BufWriter::new(out))
+}
+
+/// Of the terminal that is written to; `None` where it is none.
+pub fn columns() -> Option<usize> {
+    let size = console::Term::stdout().size_checked();
+    size.map(|(_, columns)| usize::from(columns))
 }

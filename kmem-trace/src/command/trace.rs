@@ -141,6 +141,8 @@ pub struct Trace<'a> {
     worst: Outcome,
     last: Vec<Report>,
     last_slab: Option<SlabReport>,
+    /// The last of a trace that prints nothing before its end.
+    unprinted_slab: Option<SlabReport>,
     slab_due: Instant,
     /// What it may cost.
     governor: Option<Governor>,
@@ -164,7 +166,7 @@ impl<'a> Trace<'a> {
         common: &'a Common,
     ) -> Result<Self> {
         let events = common.events.as_ref().map(|named| requested_events(named));
-        let out = output::open(common.output.as_deref())?;
+        let out = output::open(common.output.as_deref(), common.format)?;
         let recorder = match &common.record {
             Some(path) => {
                 let file = File::create(path)
@@ -217,6 +219,7 @@ impl<'a> Trace<'a> {
             worst: Outcome::Explained,
             last: Vec::new(),
             last_slab: None,
+            unprinted_slab: None,
             slab_due: Instant::now(),
             governor,
             quiet: false,
@@ -234,9 +237,10 @@ impl<'a> Trace<'a> {
         self.quiet = true;
     }
 
-    /// The last figures of slab; `None` where it is not attributed.
+    /// The last figures of slab; `None` where it is not attributed, or was not until the end.
     pub fn last_slab(&self) -> Option<&SlabReport> {
-        self.last_slab.as_ref()
+        let ended = self.session.stepped(Step::LedgerOnly).is_some();
+        self.last_slab.as_ref().filter(|_| !ended)
     }
 
     /// Where all of it is printed.
@@ -377,8 +381,12 @@ impl<'a> Trace<'a> {
         if Instant::now() < self.slab_due {
             return Ok(());
         }
-        let Some(slab) = self.session.slab_report() else {
-            return Ok(());
+        let slab = match self.unprinted_slab.take() {
+            Some(slab) => slab,
+            None => match self.session.slab_report() {
+                Some(slab) => slab,
+                None => return Ok(()),
+            },
         };
         self.slab_due = Instant::now() + SLAB_PAUSE;
         match self.common.format {
@@ -425,7 +433,10 @@ impl<'a> Trace<'a> {
         if step == Step::LedgerOnly {
             // The last that there will be.
             self.slab_due = Instant::now();
-            self.print_slab()?;
+            match self.quiet {
+                true => self.unprinted_slab = self.session.slab_report(),
+                false => self.print_slab()?,
+            }
         }
         self.session.step_down(step)?;
         if step == Step::Aggregates {

@@ -34,6 +34,8 @@ pub struct Means<'a> {
     pub reads_refused: Option<&'a str>,
     /// Booted with `cgroup.memory=nokmem`.
     pub nokmem: bool,
+    /// Slab that comes or goes without an event here, and why (`Plan::unseen_slab`).
+    pub unseen_slab: Option<String>,
 }
 
 type Verdict = (Status, String);
@@ -200,7 +202,11 @@ fn names(means: &Means<'_>) -> Verdict {
 }
 
 fn slab_events(means: &Means<'_>) -> Verdict {
-    worst(one(means, "slab.alloc"), one(means, "slab.free"))
+    let events = worst(one(means, "slab.alloc"), one(means, "slab.free"));
+    match &means.unseen_slab {
+        Some(unseen) => worst(events, (Status::Bounded, format!("not seen {unseen}"))),
+        None => events,
+    }
 }
 
 fn attribution(means: &Means<'_>) -> Verdict {
@@ -246,6 +252,7 @@ mod tests {
             hierarchy,
             reads_refused: None,
             nokmem: false,
+            unseen_slab: None,
         };
         change(&mut means);
         derive(&means)
@@ -368,8 +375,24 @@ mod tests {
             hierarchy: Some(Hierarchy::V1),
             reads_refused: None,
             nokmem: false,
+            unseen_slab: None,
         });
         assert_eq!(status(&unknown, "slab attribution"), Status::Bounded);
+    }
+
+    #[test]
+    fn slab_that_comes_without_an_event_bounds_both_answers_about_slab() {
+        let roles = samples::roles(Status::Exact, &[]);
+        let answers = on(&roles, Some(Hierarchy::V1), |means| {
+            means.unseen_slab = Some("of slab, frees into sheaves: no fentry".to_owned());
+        });
+        for answer in answers {
+            let expected = match answer.answer {
+                "slab events" | "slab attribution" => Status::Bounded,
+                _ => Status::Exact,
+            };
+            assert_eq!(answer.status, expected, "{answer:?}");
+        }
     }
 
     #[test]

@@ -182,6 +182,7 @@ pub fn page(
         hierarchy: Some(hierarchy),
         reads_refused: (!exact).then_some("not allowed"),
         nokmem: false,
+        unseen_slab: None,
     });
     Page {
         version: "0.0.0",

@@ -90,6 +90,11 @@ impl Inspection {
         }
     }
 
+    /// Whether the kernel has such a function, as its types tell.
+    pub fn has_function(&self, name: &str) -> bool {
+        self.btf.as_ref().is_ok_and(|btf| btf.has_function(name))
+    }
+
     /// The plan for this kernel.
     pub fn plan(
         &self,

@@ -10,6 +10,8 @@ use crate::view::size::human;
 
 /// Fewer intervals show no trend: what a load makes when it starts would be one.
 const INTERVALS: u32 = 5;
+/// Intervals without a rise until a cache is said to stand still.
+const LATEST: u32 = 3;
 /// A cache that grew by less is noise.
 const WORTH_BYTES: i64 = 64 * 1024;
 /// Told of at the end.
@@ -91,8 +93,8 @@ impl Series {
         self.recent = self.recent << 1 | u64::from(rose);
     }
 
-    /// Rose in more than half of all intervals, and of their later half, so that what has come to
-    /// rest is no growth.
+    /// Rose in more than half of all intervals, and of their later half, and in one of the latest
+    /// ones, so that what has come to rest is no growth.
     fn only_grows(&self) -> bool {
         let half = (self.intervals / 2).clamp(1, u64::BITS - 1);
         let later = (self.recent & ((1 << half) - 1)).count_ones();
@@ -101,6 +103,7 @@ impl Series {
             && self.last_bytes - self.first_bytes >= WORTH_BYTES
             && self.rises * 2 > self.intervals
             && later * 2 > half
+            && self.recent & ((1 << LATEST) - 1) != 0
     }
 }
 
@@ -222,6 +225,13 @@ mod tests {
             after(&[100, 200, 300, 400, 500, 600, 600, 600, 600, 600]),
             []
         );
+    }
+
+    #[test]
+    fn what_came_to_rest_lately_is_no_growth_any_more() {
+        let rising: Vec<i64> = (1..=20).map(|second| second * 100).collect();
+        let rested = |more: usize| after(&[&rising[..], &vec![2000; more]].concat()).len();
+        assert_eq!((rested(2), rested(3)), (1, 0));
     }
 
     #[test]

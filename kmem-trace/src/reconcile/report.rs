@@ -136,6 +136,9 @@ pub struct SelfCost {
     /// Time in our BPF programs; `None` unless the kernel's BPF statistics were on.
     pub bpf_run_ns: Option<u64>,
     pub bpf_runs: Option<u64>,
+    /// Seconds since the start until which both were measured; `None` where they still are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bpf_until_s: Option<f64>,
     /// CPU time of the tracer's process, seconds.
     pub cpu_s: f64,
     pub rss_bytes: u64,

@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use super::size::human;
+use super::{size::human, wrap};
 use crate::{
     diagnosis::{
         accounting::{Accounting, KmemLimit, Stock},
@@ -246,24 +246,11 @@ impl<W: Write> Sheet<'_, W> {
         self.wrapped(&indent, &indent, text)
     }
 
-    /// Words in lines of at most `width` columns; a longer word gets a line of its own.
     fn wrapped(&mut self, first: &str, indent: &str, text: &str) -> io::Result<()> {
-        let mut line = first.to_owned();
-        let mut empty = true;
-        for word in text.split_whitespace() {
-            let longer = line.chars().count() + 1 + word.chars().count();
-            if !empty && longer > self.width {
-                writeln!(self.out, "{}", line.trim_end())?;
-                indent.clone_into(&mut line);
-                empty = true;
-            }
-            if !empty {
-                line.push(' ');
-            }
-            line.push_str(word);
-            empty = false;
+        for line in wrap::under(first, indent, text, self.width) {
+            writeln!(self.out, "{line}")?;
         }
-        writeln!(self.out, "{}", line.trim_end())
+        Ok(())
     }
 }
 

@@ -38,7 +38,9 @@ pub struct Explained {
 /// Width of the column of field names.
 const FIELD: usize = 36;
 /// Width of the column of bytes.
-const BYTES: usize = 20;
+const BYTES: usize = 17;
+/// Width of the column of the same in units.
+const SIZE: usize = 13;
 /// Where a paragraph of events breaks.
 const WIDTH: usize = 100;
 
@@ -66,8 +68,8 @@ pub fn table(out: &mut impl Write, explained: &Explained) -> io::Result<()> {
     }
     writeln!(
         out,
-        "\n{:<FIELD$}{:>BYTES$}{:>9}",
-        "field", "bytes", "share"
+        "\n{:<FIELD$}{:>BYTES$}{:>SIZE$}{:>9}",
+        "field", "bytes", "", "share"
     )?;
     let whole = found.usage_bytes.unwrap_or(found.sum_bytes);
     let shown = |field: &&Field| field.place != Place::Events && !is_own(field);
@@ -75,9 +77,11 @@ pub fn table(out: &mut impl Write, explained: &Explained) -> io::Result<()> {
         let indent = depth(&found.fields, field) * 2;
         let label = format!("{:indent$}{}", "", field.field);
         // A limit is no amount; the greatest one would break the columns.
-        let bytes = match (&field.place, field.bytes) {
-            (Place::Limit, bytes) if bytes >= i64::MAX as u64 & !0xffff => "none".to_owned(),
-            (_, bytes) => grouped(bytes),
+        let (bytes, size) = match (&field.place, field.bytes) {
+            (Place::Limit, bytes) if bytes >= i64::MAX as u64 & !0xffff => {
+                ("none".to_owned(), String::new())
+            }
+            (_, bytes) => (grouped(bytes), size(bytes)),
         };
         let share = match field.place {
             Place::AddsUp | Place::PartOf(_) => share(field.bytes, whole),
@@ -90,7 +94,7 @@ pub fn table(out: &mut impl Write, explained: &Explained) -> io::Result<()> {
         if is_counter(explained, field) {
             words.push_str(" (kernel's counter)");
         }
-        line(out, &label, &bytes, &share, &words)?;
+        line(out, &label, &bytes, &size, &share, &words)?;
     }
     if found.fields.iter().any(is_own) {
         writeln!(
@@ -106,6 +110,7 @@ pub fn table(out: &mut impl Write, explained: &Explained) -> io::Result<()> {
         out,
         "sum of what adds up",
         &grouped(found.sum_bytes),
+        &size(found.sum_bytes),
         &share(found.sum_bytes, whole),
         "",
     )?;
@@ -115,14 +120,23 @@ pub fn table(out: &mut impl Write, explained: &Explained) -> io::Result<()> {
                 out,
                 explained.usage_file,
                 &grouped(usage),
+                &size(usage),
                 "",
-                &human(usage),
+                "",
             )?;
-            line(out, "left over", &grouped_signed(left), "", &signed(left))?;
+            line(
+                out,
+                "left over",
+                &grouped_signed(left),
+                &size(left.unsigned_abs()),
+                "",
+                "",
+            )?;
             line(
                 out,
                 "bound",
                 &grouped(found.bound_bytes),
+                &size(found.bound_bytes),
                 "",
                 &bound(explained),
             )?;
@@ -139,10 +153,11 @@ fn line(
     out: &mut impl Write,
     label: &str,
     bytes: &str,
+    size: &str,
     share: &str,
     words: &str,
 ) -> io::Result<()> {
-    let row = format!("{label:<FIELD$}{bytes:>BYTES$}{share:>9}   {words}");
+    let row = format!("{label:<FIELD$}{bytes:>BYTES$}{size:>SIZE$}{share:>9}   {words}");
     writeln!(out, "{}", row.trim_end())
 }
 
@@ -287,6 +302,14 @@ fn share(bytes: u64, whole: u64) -> String {
         return String::new();
     }
     format!("{:.1} %", bytes as f64 * 100.0 / whole as f64)
+}
+
+/// In units, where these say it shorter.
+fn size(bytes: u64) -> String {
+    match bytes {
+        0..1024 => String::new(),
+        _ => human(bytes),
+    }
 }
 
 fn grouped(bytes: u64) -> String {

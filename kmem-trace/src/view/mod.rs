@@ -8,3 +8,4 @@ pub mod name;
 pub mod size;
 pub mod slab;
 pub mod table;
+pub mod wrap;

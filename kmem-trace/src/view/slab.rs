@@ -81,13 +81,24 @@ pub fn report(out: &mut impl Write, slab: &SlabReport) -> io::Result<()> {
             .map(|(role, lost)| (*role, lost.map_full + lost.skipped))
             .filter(|(_, count)| *count > 0)
             .collect();
+        let told: Vec<String> = [
+            (
+                lost.map_full,
+                "slab events",
+                " (map full: trace fewer cgroups)",
+            ),
+            (lost.objects, "objects not remembered", " (--max-objects)"),
+            (lost.misread, "objects misread", ""),
+            (lost.skipped, "program runs skipped by the kernel", ""),
+        ]
+        .into_iter()
+        .filter(|(lost, ..)| *lost > 0)
+        .map(|(lost, what, why)| format!("{} {what}{why}", count(lost)))
+        .collect();
         writeln!(
             out,
-            "  LOST: {} slab events (map full: trace fewer cgroups), {} objects not remembered (--max-objects), {} misread, {} program runs skipped{}: ≥ at least, ≤ at most, ≈ about",
-            count(lost.map_full),
-            count(lost.objects),
-            count(lost.misread),
-            count(lost.skipped),
+            "  LOST: {}{}: ≥ at least, ≤ at most, ≈ about",
+            told.join(", "),
             named(&roles)
         )?;
     }
@@ -274,10 +285,10 @@ fn charged(out: &mut impl Write, line: &ChargedLine, named: bool) -> io::Result<
     match &line.compared {
         Compared::Read {
             kernel_bytes,
+            events_bytes,
             difference_bytes,
             bound_bytes,
             bound_terms,
-            ..
         } => {
             let away = difference_bytes.unsigned_abs();
             let fits = match away {
@@ -301,7 +312,11 @@ fn charged(out: &mut impl Write, line: &ChargedLine, named: bool) -> io::Result<
                 out,
                 "    the kernel's counters",
                 *kernel_bytes,
-                &format!("{of}8 B an object more, for the payer's name; {fits}"),
+                // Read at a moment of their own, in which a busy cgroup is not what it is above.
+                &format!(
+                    "{of}by events then {}, 8 B an object for the payer's name included: {fits}",
+                    plain(*events_bytes)
+                ),
             )
         }
         Compared::NotRead { why } => {

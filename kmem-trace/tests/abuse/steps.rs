@@ -9,7 +9,9 @@ use crate::{
     support::{
         cgroup::Cgroup,
         lines::{self, number},
-        load, soon,
+        load,
+        machine::skip,
+        soon,
         tracer::{Tracer, ask},
     },
     traceable,
@@ -74,6 +76,9 @@ fn a_storm_makes_it_step_down_and_every_step_is_said() {
         let over = step["overhead_pct"].as_f64().expect("a share");
         assert!(over > 0.1, "{step}");
     }
+    // Measured no longer than it was asked for.
+    let until = &summary["self"]["bpf_until_s"];
+    assert!(until.as_f64().is_some_and(|until| until > 0.0), "{summary}");
     let notes = summary["limits"].to_string();
     assert_eq!(notes.contains("slab attribution"), followed_slab, "{notes}");
     if exact {
@@ -117,6 +122,31 @@ fn events_become_reports_and_the_screen_says_when() {
     });
     assert!(screen.out.contains("step down at +"), "{}", screen.out);
     assert!(screen.out.contains("(--max-overhead)"), "{}", screen.out);
+}
+
+#[test]
+fn a_demo_that_follows_slab_no_longer_shows_what_it_followed() {
+    if !is_worth_it() || !traceable() {
+        return;
+    }
+    let ended = Tracer::start(&format!(
+        "demo -c {} --groups 1 --connections 5000 --max-overhead 0.001",
+        own("steps-demo")
+    ))
+    .wait();
+    let summary = ended.assert_fine();
+    if !steps(&ended.lines).contains(&"ledger-only".to_owned()) {
+        skip("the demo was over before it had stepped down to the ledger");
+        return;
+    }
+    assert!(lines::of_type(&ended.lines, "slab").count() > 0);
+    let node = lines::of_type(&ended.lines, "node").count();
+    assert_eq!(node, 1, "{:?}", ended.lines);
+    let verdict = summary["verdict"].to_string();
+    assert!(verdict.contains("Slab was followed until"), "{verdict}");
+    // Of what was in no usage at the end, these figures know nothing.
+    let demo = lines::of_type(&ended.lines, "demo").next().expect("a demo");
+    assert_eq!(demo["not_charged_bytes"], Value::Null);
 }
 
 #[test]

@@ -293,8 +293,7 @@ impl Session {
         if let (true, Err(why)) = (self.request.slab, &self.plan.attribution) {
             spots.push(format!("whose slab it is: {why}"));
         } else if self.request.slab {
-            let btf = self.inspection.btf.as_ref().ok();
-            let has = |symbol: &str| btf.is_some_and(|btf| btf.has_function(symbol));
+            let has = |symbol: &str| self.inspection.has_function(symbol);
             spots.extend(self.plan.unseen_slab(has));
         }
         if let Some(role) = self
@@ -458,6 +457,10 @@ impl Session {
         SelfCost {
             bpf_run_ns: measured.then(|| sum(|program| program.run_ns)),
             bpf_runs: measured.then(|| sum(|program| program.runs)),
+            bpf_until_s: self
+                .stepped(Step::NoneLeft)
+                .filter(|_| measured && self.measuring.is_none())
+                .map(|at| at.as_secs_f64()),
             cpu_s: own.cpu_s,
             rss_bytes: own.rss_bytes,
             map_bytes: self.attached.map_bytes,

@@ -21,8 +21,8 @@ impl Session {
         if prints_events || self.plan.exact {
             steps.push(Step::Aggregates);
         }
-        let is_second = |(_, program): &(_, &str)| pairs::is_second(program);
-        if self.attached.programs.iter().any(is_second) {
+        let mut programs = self.attached.programs.iter();
+        if programs.any(|(role, program)| is_slabs_second(role, program)) {
             steps.push(Step::NoSecondPrograms);
         }
         if self.plan.slab {
@@ -53,8 +53,7 @@ impl Session {
             Step::Aggregates => self.attached.switch(SWITCH_NO_STREAM),
             Step::NoCallSites => self.attached.switch(SWITCH_NO_CALL_SITES),
             Step::NoSecondPrograms => {
-                self.attached
-                    .detach_some(|_, program| pairs::is_second(program));
+                self.attached.detach_some(is_slabs_second);
                 Ok(())
             }
             Step::LedgerOnly => {
@@ -104,4 +103,9 @@ impl Session {
                 )
             })
     }
+}
+
+/// Those of the ledger stay to the end: what they would miss is in its bound.
+fn is_slabs_second(role: &str, program: &str) -> bool {
+    role.starts_with("slab.") && pairs::is_second(program)
 }
