@@ -23,6 +23,9 @@ pub struct SlabFigures {
     pub caches: Vec<SlabCache>,
     /// Free objects that may lie on per-CPU lists, by cache name.
     pub on_lists: HashMap<String, u64>,
+    /// Pages by which each of the two statistics that `Slab` is the sum of may be off
+    /// (`zoneinfo::held_back_pages`); `None` where that is not known.
+    pub held_back_pages: Option<u64>,
     /// By events, while these figures were read.
     pub meanwhile: Meanwhile,
     pub page_bytes: u64,
@@ -83,6 +86,17 @@ impl SlabFigures {
     }
 }
 
+/// `SReclaimable` and `SUnreclaim`.
+const STATISTICS: u64 = 2;
+
+impl SlabFigures {
+    /// By how much `slab_bytes` may be off, up or down, for what CPUs have not added to it yet.
+    fn held_back_bytes(&self) -> Option<u64> {
+        let pages = self.held_back_pages?.saturating_mul(STATISTICS);
+        Some(pages.saturating_mul(self.page_bytes))
+    }
+}
+
 /// The larger of two, where both are known: what was on lists and is on lists may be off by no more,
 /// one way or the other.
 fn larger(before: Option<u64>, now: Option<u64>) -> Option<u64> {
@@ -105,6 +119,9 @@ pub fn residual_bound_bytes(before: &SlabFigures, now: &SlabFigures) -> Option<u
     let lists = larger(before.on_lists_bytes(), now.on_lists_bytes())?;
     Some(
         lists
+            // Off one way then, and the other way now.
+            .saturating_add(before.held_back_bytes()?)
+            .saturating_add(now.held_back_bytes()?)
             .saturating_add(before.meanwhile.bytes)
             .saturating_add(now.meanwhile.bytes),
     )
@@ -198,6 +215,7 @@ pub(super) mod tests {
             slab_bytes,
             caches,
             on_lists: HashMap::new(),
+            held_back_pages: Some(0),
             meanwhile: Meanwhile::default(),
             page_bytes: 4096,
         }
@@ -302,6 +320,20 @@ pub(super) mod tests {
         let covered = coverage(&HashMap::new(), &then, &now).by_cache["TCP"];
         assert_eq!(covered.bound, Some(0.02));
         assert_eq!(residual_bound_bytes(&then, &now), Some(20 * 2048));
+    }
+
+    #[test]
+    fn what_cpus_keep_back_of_the_nodes_statistics_widens_its_bound_alone() {
+        let keeping = |held_back_pages| SlabFigures {
+            held_back_pages,
+            ..with_lists(vec![cache("TCP", 1000, 2048, 5)], &[("TCP", 1)])
+        };
+        let (some, none) = (keeping(Some(24)), keeping(Some(0)));
+        let more = 24 * 2 * 4096;
+        assert_eq!(residual_bound_bytes(&none, &some), Some(2048 + more));
+        assert_eq!(residual_bound_bytes(&some, &some), Some(2048 + 2 * more));
+        assert_eq!(residual_bound_bytes(&some, &keeping(None)), None);
+        assert_eq!(bound_objects("TCP", &some, &some), Some(1));
     }
 
     #[test]

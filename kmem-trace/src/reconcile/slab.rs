@@ -221,8 +221,8 @@ pub struct NodeLine {
     /// What is left.
     pub residual_bytes: i64,
     /// How much of what is left may be free objects on per-CPU lists, when the trace began or now,
-    /// which slabinfo counts as in use, and what moved while the figures were read; `None` where the
-    /// kernel does not say what lies there.
+    /// which slabinfo counts as in use, pages that CPUs had not added to `Slab` yet, and what moved while
+    /// the figures were read; `None` where the kernel does not say what lies there.
     pub residual_bound_bytes: Option<u64>,
     pub unseen: Vec<UnseenLine>,
     /// Without `/proc/slabinfo`, when the trace began or now, there is no coverage, and what is left

@@ -169,7 +169,7 @@ fn lists_text(residual_bytes: i64, bound_bytes: Option<u64>) -> String {
         "beyond"
     };
     format!(
-        "{fits} {}: free objects on lists, and what moved while reading",
+        "{fits} {}: free objects on lists, pages not added up yet, and what moved while reading",
         human(bound)
     )
 }
@@ -386,9 +386,9 @@ mod tests {
 
     #[test]
     fn what_lists_may_hold_stands_beside_what_is_unexplained() {
-        let within = "within 2.0 KiB: free objects on lists, and what moved while reading";
+        let within = "within 2.0 KiB: free objects on lists, pages not added up yet, and what moved while reading";
         assert_eq!(lists_text(-2048, Some(2048)), within);
-        let beyond = "beyond 2.0 KiB: free objects on lists, and what moved while reading";
+        let beyond = "beyond 2.0 KiB: free objects on lists, pages not added up yet, and what moved while reading";
         assert_eq!(lists_text(2049, Some(2048)), beyond);
         assert_eq!(lists_text(2049, None), "");
     }

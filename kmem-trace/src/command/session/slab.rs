@@ -61,7 +61,7 @@ pub(super) struct SlabMoment {
     pub(super) reading: SlabReading,
 }
 
-/// The kernel's slab figures now, but for what lies on lists.
+/// The kernel's slab figures now, but for what lies on lists or is held back.
 fn figures() -> SlabFigures {
     let node = || proc::meminfo().map(|node| node.slab_bytes).unwrap_or(0);
     let before = node();
@@ -144,6 +144,8 @@ impl Session {
         looks: usize,
         may_move: u64,
     ) -> SlabMoment {
+        // Reading it takes slab too.
+        let held_back_pages = proc::zoneinfo::held_back_pages().ok();
         let (mut best, mut moved) = self.slab_look();
         for _ in 1..looks {
             if best.figures.meanwhile.bytes <= may_move {
@@ -155,6 +157,7 @@ impl Session {
             }
         }
         let figures = &mut best.figures;
+        figures.held_back_pages = held_back_pages;
         for (address, objects) in moved {
             let name = self.cache_name(address);
             *figures.meanwhile.objects.entry(name).or_default() += objects;

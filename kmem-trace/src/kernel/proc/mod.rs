@@ -7,6 +7,7 @@ pub mod own;
 pub mod slab_lists;
 pub mod slabinfo;
 pub mod system;
+pub mod zoneinfo;
 
 pub use meminfo::{NodeMemory, node as meminfo};
 pub use own::{OwnCost, own_cost};
