@@ -78,7 +78,7 @@ use crate::{
     context::{IN_HARDIRQ, IN_SOFTIRQ, interrupt},
     owner::removed,
     places::give_back,
-    second::{find_first, is_seconds},
+    second::{find_first, is_for_second},
     slab::{Object, slab_event},
     stat::read_words,
 };
@@ -446,7 +446,7 @@ pub fn tb_memcg_lruvec_state(ctx: BtfTracePointContext) -> i32 {
 #[cfg(not(feature = "old"))]
 #[btf_tracepoint]
 pub fn tb_memcg_state_2(ctx: BtfTracePointContext) -> i32 {
-    if !is_seconds(PAIR_STATE) {
+    if !is_for_second(PAIR_STATE) {
         return 0;
     }
     typed_state(ctx, false)
@@ -455,7 +455,7 @@ pub fn tb_memcg_state_2(ctx: BtfTracePointContext) -> i32 {
 #[cfg(not(feature = "old"))]
 #[btf_tracepoint]
 pub fn tb_memcg_lruvec_state_2(ctx: BtfTracePointContext) -> i32 {
-    if !is_seconds(PAIR_LRUVEC_STATE) {
+    if !is_for_second(PAIR_LRUVEC_STATE) {
         return 0;
     }
     typed_state(ctx, true)
@@ -548,7 +548,7 @@ macro_rules! slab_programs {
         /// On the same event as the one above (see `second`).
         #[raw_tracepoint]
         pub fn $second(ctx: RawTracePointContext) -> i32 {
-            if !is_seconds($pair) {
+            if !is_for_second($pair) {
                 return 0;
             }
             slab_arguments!(ctx, $op, $event)

@@ -46,7 +46,7 @@ static TO_FIRST: Array<u64> = Array::with_max_entries(PAIRS, 0);
 
 /// Whether the event at hand is the second program's: the kernel skipped the first one for it. Tallied.
 #[inline(always)]
-pub fn is_seconds(pair: u32) -> bool {
+pub fn is_for_second(pair: u32) -> bool {
     let skipped = first_is_skipped(pair);
     if skipped {
         tally(SECOND_RUNS + pair, 1);

@@ -111,7 +111,7 @@ pub const SEEN_ELSEWHERE: u32 = LOST_DEPTH + 1;
 pub const LOST_PAGES: u32 = LOST_DEPTH + 2;
 /// Calls that the first of each pair of fentry programs saw begin.
 pub const CALLS_BEGUN: u32 = LOST_DEPTH + 3;
-/// Calls that were counted when they ended.
+/// Calls that were counted when they ended, or told as lost when they began.
 pub const CALLS_COUNTED: u32 = LOST_DEPTH + 4;
 /// Objects without a payer that could not be remembered: their frees count as older than the trace.
 pub const LOST_OBJECTS: u32 = LOST_DEPTH + 5;

@@ -33,8 +33,10 @@ macro_rules! counter_pairs {
             if $first {
                 tally(CALLS_BEGUN, 1);
             }
-            // The second's word counts: it comes after the first one's, and finds what that noted.
-            if !begin(ctx as u64) && !$first {
+            // The first's word counts: what is attached later runs earlier, so that it finds what the
+            // second noted. Such a call is over as far as begun less counted is concerned.
+            if !begin(ctx as u64) && $first {
+                tally(CALLS_COUNTED, 1);
                 tally(LOST_UNREAD + $role, 1);
                 tally(LOST_PAGES, argument(ctx, 1));
             }

@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    io::{self, BufWriter, Write},
+    io::{self, BufWriter, IsTerminal as _, Write},
     path::Path,
 };
 
@@ -25,8 +25,10 @@ pub fn open(file: Option<&Path>, format: Format) -> Result<Output> {
             File::create(path)
                 .with_context(|| format!("cannot write the output to {}", path.display()))?,
         ),
-        (None, Format::Json) => Box::new(io::stdout()),
-        (None, Format::Table) => Box::new(Wrapped::new(io::stdout(), columns)),
+        (None, Format::Table) if io::stdout().is_terminal() => {
+            Box::new(Wrapped::new(io::stdout(), columns))
+        }
+        (None, _) => Box::new(io::stdout()),
     };
     Ok(BufWriter::new(out))
 }

@@ -141,8 +141,6 @@ pub struct Trace<'a> {
     worst: Outcome,
     last: Vec<Report>,
     last_slab: Option<SlabReport>,
-    /// The last of a trace that prints nothing before its end.
-    unprinted_slab: Option<SlabReport>,
     slab_due: Instant,
     /// What it may cost.
     governor: Option<Governor>,
@@ -219,7 +217,6 @@ impl<'a> Trace<'a> {
             worst: Outcome::Explained,
             last: Vec::new(),
             last_slab: None,
-            unprinted_slab: None,
             slab_due: Instant::now(),
             governor,
             quiet: false,
@@ -381,12 +378,8 @@ impl<'a> Trace<'a> {
         if Instant::now() < self.slab_due {
             return Ok(());
         }
-        let slab = match self.unprinted_slab.take() {
-            Some(slab) => slab,
-            None => match self.session.slab_report() {
-                Some(slab) => slab,
-                None => return Ok(()),
-            },
+        let Some(slab) = self.session.slab_report() else {
+            return Ok(());
         };
         self.slab_due = Instant::now() + SLAB_PAUSE;
         match self.common.format {
@@ -433,10 +426,10 @@ impl<'a> Trace<'a> {
         if step == Step::LedgerOnly {
             // The last that there will be.
             self.slab_due = Instant::now();
-            match self.quiet {
-                true => self.unprinted_slab = self.session.slab_report(),
-                false => self.print_slab()?,
-            }
+            // Told at once, also by a trace that is quiet until its end: then they would be old.
+            let quiet = std::mem::take(&mut self.quiet);
+            self.print_slab()?;
+            self.quiet = quiet;
         }
         self.session.step_down(step)?;
         if step == Step::Aggregates {

@@ -14,6 +14,9 @@ pub const WORTH_COMPARING_BYTES: u64 = 1 << 20;
 /// much is worth telling.
 const WORTH_TELLING_BYTES: u64 = 64 << 10;
 
+/// `Slab` is the sum of `SReclaimable` and `SUnreclaim`.
+const STATISTICS: u64 = 2;
+
 /// The kernel's slab figures at one moment.
 #[derive(Clone, Debug, Default)]
 pub struct SlabFigures {
@@ -84,12 +87,7 @@ impl SlabFigures {
                 Some(sum.saturating_add(objects.saturating_mul(object_bytes)))
             })
     }
-}
 
-/// `SReclaimable` and `SUnreclaim`.
-const STATISTICS: u64 = 2;
-
-impl SlabFigures {
     /// By how much `slab_bytes` may be off, up or down, for what CPUs have not added to it yet.
     fn held_back_bytes(&self) -> Option<u64> {
         let pages = self.held_back_pages?.saturating_mul(STATISTICS);

@@ -48,6 +48,46 @@ pub fn is_ledger(role: &str) -> bool {
     role.starts_with("counter.") || role == "memcg.state"
 }
 
+/// How something unexplained fits its bound.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fit {
+    Within,
+    /// Within a bound that is larger than the whole that it is about: anything would be.
+    ProvesLittle,
+    Beyond,
+}
+
+impl Fit {
+    /// `residual_bytes` of `whole_bytes` are not explained.
+    pub fn of(residual_bytes: i64, bound_bytes: u64, whole_bytes: u64) -> Self {
+        match residual_bytes.unsigned_abs() {
+            away if away > bound_bytes => Self::Beyond,
+            _ if bound_bytes > whole_bytes => Self::ProvesLittle,
+            _ => Self::Within,
+        }
+    }
+
+    /// As it stands beside a figure.
+    pub fn mark(self) -> &'static str {
+        match self {
+            Self::Within => "within the bound ✓",
+            Self::ProvesLittle => "within a bound that is larger than the whole: proves little",
+            Self::Beyond => "BEYOND THE BOUND ✗",
+        }
+    }
+
+    /// As it ends a sentence.
+    pub fn words(self) -> &'static str {
+        match self {
+            Self::Within => "within the bound",
+            Self::ProvesLittle => {
+                "within a bound that is larger than the whole, which proves little"
+            }
+            Self::Beyond => "more than the bound allows",
+        }
+    }
+}
+
 /// A page counter beside `memory`, reconciled like it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct CounterReport {
@@ -71,7 +111,12 @@ impl CounterReport {
     }
 
     pub fn holds(&self) -> bool {
-        self.residual_bytes.unsigned_abs() <= self.bound_bytes
+        self.fit() != Fit::Beyond
+    }
+
+    pub fn fit(&self) -> Fit {
+        let whole = self.usage_bytes.max(self.ledger_bytes.unsigned_abs());
+        Fit::of(self.residual_bytes, self.bound_bytes, whole)
     }
 }
 
@@ -125,8 +170,13 @@ pub struct Report {
 impl Report {
     /// Whether every figure is within its bound.
     pub fn holds(&self) -> bool {
-        self.residual_bytes.unsigned_abs() <= self.bound_bytes
-            && self.counters.iter().all(CounterReport::holds)
+        self.fit() != Fit::Beyond && self.counters.iter().all(CounterReport::holds)
+    }
+
+    /// The usage's; counters beside it have their own.
+    pub fn fit(&self) -> Fit {
+        let whole = self.usage_bytes.max(self.ledger_bytes.unsigned_abs());
+        Fit::of(self.residual_bytes, self.bound_bytes, whole)
     }
 }
 

@@ -13,19 +13,22 @@ pub fn sentences(
     for report in reports {
         let residual = report.residual_bytes;
         let name = &report.cgroup;
-        sentences.push(if residual == 0 {
-            format!("{name}: the ledger equals the kernel's figure to the byte.")
-        } else if report.holds() {
-            format!(
-                "{name}: {} unexplained, within the bound.",
-                signed(residual)
-            )
-        } else {
-            format!(
-                "{name}: {} unexplained, more than the bound allows.",
-                signed(residual)
-            )
+        sentences.push(match residual {
+            0 => format!("{name}: the ledger equals the kernel's figure to the byte."),
+            _ => format!(
+                "{name}: {} unexplained, {}.",
+                signed(residual),
+                report.fit().words()
+            ),
         });
+        for counter in report.counters.iter().filter(|counter| !counter.holds()) {
+            sentences.push(format!(
+                "{name}, {}: {} unexplained, {}.",
+                counter.counter,
+                signed(counter.residual_bytes),
+                counter.fit().words()
+            ));
+        }
     }
     if ever_beyond && reports.iter().all(Report::holds) {
         sentences.push("At an earlier report the residual exceeded its bound.".to_owned());

@@ -36,11 +36,11 @@ pub struct Explained {
 }
 
 /// Width of the column of field names.
-const FIELD: usize = 36;
+const FIELD: usize = 34;
 /// Width of the column of bytes.
-const BYTES: usize = 17;
+const BYTES: usize = 16;
 /// Width of the column of the same in units.
-const SIZE: usize = 13;
+const SIZE: usize = 12;
 /// Where a paragraph of events breaks.
 const WIDTH: usize = 100;
 
@@ -69,7 +69,7 @@ pub fn table(out: &mut impl Write, explained: &Explained) -> io::Result<()> {
     writeln!(
         out,
         "\n{:<FIELD$}{:>BYTES$}{:>SIZE$}{:>9}",
-        "field", "bytes", "", "share"
+        "field", "bytes", "in units", "share"
     )?;
     let whole = found.usage_bytes.unwrap_or(found.sum_bytes);
     let shown = |field: &&Field| field.place != Place::Events && !is_own(field);
@@ -128,7 +128,10 @@ pub fn table(out: &mut impl Write, explained: &Explained) -> io::Result<()> {
                 out,
                 "left over",
                 &grouped_signed(left),
-                &size(left.unsigned_abs()),
+                &match left.unsigned_abs() {
+                    0..1024 => String::new(),
+                    _ => signed(left),
+                },
                 "",
                 "",
             )?;

@@ -8,6 +8,7 @@ use super::{
 };
 use crate::reconcile::{
     charged::{ChargedLine, Compared, Terms},
+    report::Fit,
     slab::{NodeLine, Reading, SlabLine, SlabReport, briefly},
 };
 
@@ -147,8 +148,7 @@ fn node(out: &mut impl Write, node: &NodeLine) -> io::Result<()> {
         let remark = format!("{} objects {what}", count(unseen.objects.unsigned_abs()));
         figure(out, &format!("    {}", unseen.cache), unseen.bytes, &remark)?;
     }
-    let lists = lists_text(node.residual_bytes, node.residual_bound_bytes);
-    figure(out, "  unexplained", node.residual_bytes, &lists)?;
+    figure(out, "  unexplained", node.residual_bytes, &lists_text(node))?;
     if !node.has_slabinfo {
         writeln!(
             out,
@@ -158,18 +158,19 @@ fn node(out: &mut impl Write, node: &NodeLine) -> io::Result<()> {
     Ok(())
 }
 
-/// How what is unexplained of the node compares with what may lie on lists.
-fn lists_text(residual_bytes: i64, bound_bytes: Option<u64>) -> String {
-    let Some(bound) = bound_bytes else {
+/// How what is unexplained of the node fits its bound.
+fn lists_text(node: &NodeLine) -> String {
+    let Some(bound) = node.residual_bound_bytes else {
         return String::new();
     };
-    let fits = if residual_bytes.unsigned_abs() <= bound {
-        "within"
-    } else {
-        "beyond"
-    };
+    let fit = Fit::of(
+        node.residual_bytes,
+        bound,
+        node.slab_delta_bytes.unsigned_abs(),
+    );
     format!(
-        "{fits} {}: free objects on lists, pages not added up yet, and what moved while reading",
+        "{}  bound {} = free objects on lists, pages not added up yet, what moved while reading",
+        fit.mark(),
         human(bound)
     )
 }
@@ -386,11 +387,24 @@ mod tests {
 
     #[test]
     fn what_lists_may_hold_stands_beside_what_is_unexplained() {
-        let within = "within 2.0 KiB: free objects on lists, pages not added up yet, and what moved while reading";
-        assert_eq!(lists_text(-2048, Some(2048)), within);
-        let beyond = "beyond 2.0 KiB: free objects on lists, pages not added up yet, and what moved while reading";
-        assert_eq!(lists_text(2049, Some(2048)), beyond);
-        assert_eq!(lists_text(2049, None), "");
+        let of = |residual_bytes, residual_bound_bytes| {
+            lists_text(&NodeLine {
+                slab_delta_bytes: -4096,
+                residual_bytes,
+                residual_bound_bytes,
+                ..NodeLine::default()
+            })
+        };
+        let within = of(-2048, Some(2048));
+        assert!(
+            within.starts_with("within the bound ✓  bound 2.0 KiB = "),
+            "{within}"
+        );
+        let beyond = of(2049, Some(2048));
+        assert!(beyond.starts_with("BEYOND THE BOUND ✗"), "{beyond}");
+        let little = of(2049, Some(4097));
+        assert!(little.contains("proves little"), "{little}");
+        assert_eq!(of(2049, None), "");
     }
 
     fn shown(slab: &SlabReport) -> String {

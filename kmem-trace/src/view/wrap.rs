@@ -8,7 +8,7 @@ use textwrap::{
     core::{Word, display_width},
 };
 
-/// What stands between the columns of a row, and nowhere within one.
+/// What stands between the columns of a row.
 const GAP: &str = "   ";
 /// Less room is none: such a line goes on under its label.
 const ROOM: usize = 30;
@@ -18,9 +18,12 @@ const HANGING: usize = 4;
 /// Folds what is written to it, line by line.
 pub struct Wrapped<W, F> {
     out: W,
-    /// Columns, asked anew for each line: a terminal changes its size. `None`: as wide as it gets.
+    /// Columns; asked again and again, as a terminal changes its size. `None`: as wide as it gets.
     width: F,
+    /// The beginning of a line that is not finished.
     partial: Vec<u8>,
+    /// Folded, and not yet taken by what is written to.
+    folded: Vec<u8>,
 }
 
 impl<W: Write, F: Fn() -> Option<usize>> Wrapped<W, F> {
@@ -29,35 +32,51 @@ impl<W: Write, F: Fn() -> Option<usize>> Wrapped<W, F> {
             out,
             width,
             partial: Vec::new(),
+            folded: Vec::new(),
         }
+    }
+
+    /// What is taken is never offered again, so that an error in the middle doubles nothing.
+    fn drain(&mut self) -> io::Result<()> {
+        while !self.folded.is_empty() {
+            match self.out.write(&self.folded) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(taken) => drop(self.folded.drain(..taken)),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
     }
 }
 
 impl<W: Write, F: Fn() -> Option<usize>> Write for Wrapped<W, F> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let Some(end) = bytes.iter().rposition(|byte| *byte == b'\n') else {
-            self.partial.extend_from_slice(bytes);
-            return Ok(bytes.len());
-        };
-        let mut whole = std::mem::take(&mut self.partial);
-        whole.extend_from_slice(&bytes[..=end]);
-        self.partial.extend_from_slice(&bytes[end + 1..]);
-        match (self.width)() {
-            Some(width) => {
-                for line in String::from_utf8_lossy(&whole).lines() {
-                    for piece in fold(line, width) {
-                        writeln!(self.out, "{piece}")?;
+        self.drain()?;
+        self.partial.extend_from_slice(bytes);
+        if let Some(end) = self.partial.iter().rposition(|byte| *byte == b'\n') {
+            let rest = self.partial.split_off(end + 1);
+            let whole = std::mem::replace(&mut self.partial, rest);
+            match (self.width)() {
+                Some(width) => {
+                    for line in String::from_utf8_lossy(&whole).lines() {
+                        for piece in fold(line, width) {
+                            self.folded.extend_from_slice(piece.as_bytes());
+                            self.folded.push(b'\n');
+                        }
                     }
                 }
+                None => self.folded = whole,
             }
-            None => self.out.write_all(&whole)?,
+            // These bytes are taken; an error is the next one's.
+            let _ = self.drain();
         }
         Ok(bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        let partial = std::mem::take(&mut self.partial);
-        self.out.write_all(&partial)?;
+        self.folded.append(&mut self.partial);
+        self.drain()?;
         self.out.flush()
     }
 }
@@ -116,10 +135,9 @@ fn words(line: &str) -> Box<dyn Iterator<Item = Word<'_>> + '_> {
             end += word;
             let blanks = rest[end..].len() - rest[end..].trim_start_matches(' ').len();
             let next = &rest[end + blanks..];
-            let is_figure =
-                blanks == 1 && rest[..end].ends_with(|last: char| last.is_ascii_digit());
+            let goes_on = blanks == 1 && goes_on(&rest[..end], next);
             end += blanks;
-            if next.is_empty() || !(is_figure && goes_on(next)) {
+            if next.is_empty() || !goes_on {
                 break;
             }
         }
@@ -129,14 +147,20 @@ fn words(line: &str) -> Box<dyn Iterator<Item = Word<'_>> + '_> {
     }))
 }
 
-/// Whether what follows a digit and a blank belongs to the same figure.
-fn goes_on(next: &str) -> bool {
+/// Whether what follows a blank belongs to the figure before it.
+fn goes_on(before: &str, next: &str) -> bool {
+    let starts_with_digit = next.starts_with(|first: char| first.is_ascii_digit());
+    if before.ends_with(['≤', '≥', '≈']) {
+        return starts_with_digit;
+    }
     let word = next.split(' ').next().unwrap_or_default();
     let unit = word.trim_end_matches(|last: char| !last.is_ascii_alphabetic() && last != '%');
-    matches!(
+    let unit = unit.strip_suffix("/s").unwrap_or(unit);
+    let is_unit = matches!(
         unit,
         "B" | "KiB" | "MiB" | "GiB" | "TiB" | "%" | "ms" | "s" | "ns"
-    ) || word.starts_with(|first: char| first.is_ascii_digit())
+    );
+    before.ends_with(|last: char| last.is_ascii_digit()) && (is_unit || starts_with_digit)
 }
 
 #[cfg(test)]
@@ -172,12 +196,21 @@ mod tests {
 
     #[test]
     fn a_figure_stays_with_its_groups_and_its_unit() {
-        let pieces: Vec<_> = words("of 1 234 567 objects, 12.0 KiB; 3 % a")
+        let pieces: Vec<_> = words("of 1 234 567 objects, 12.0 KiB; 3 % a +1.2 MiB/s ≤ 59.3 MiB")
             .map(|word| word.word.to_owned())
             .collect();
         assert_eq!(
             pieces,
-            ["of", "1 234 567", "objects,", "12.0 KiB;", "3 %", "a"]
+            [
+                "of",
+                "1 234 567",
+                "objects,",
+                "12.0 KiB;",
+                "3 %",
+                "a",
+                "+1.2 MiB/s",
+                "≤ 59.3 MiB"
+            ]
         );
     }
 
@@ -195,8 +228,49 @@ mod tests {
         );
         let mut out = Vec::new();
         let long = "word ".repeat(100);
-        writeln!(Wrapped::new(&mut out, || None), "{long}").expect("memory takes it");
+        let mut wrapped = Wrapped::new(&mut out, || None);
+        writeln!(wrapped, "{long}").expect("memory takes it");
+        wrapped.flush().expect("memory takes it");
         assert_eq!(out.len(), long.len() + 1);
+    }
+
+    /// Takes a few bytes at a time, and refuses now and then.
+    #[derive(Default)]
+    struct Slow {
+        taken: Vec<u8>,
+        calls: usize,
+    }
+
+    impl Write for Slow {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.calls += 1;
+            if self.calls.is_multiple_of(3) {
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
+            let some = bytes.len().min(7);
+            self.taken.extend_from_slice(&bytes[..some]);
+            Ok(some)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn whoever_refuses_now_and_then_gets_each_line_once() {
+        let text = "größer als \u{20ac}, ein Wort und noch eines\nund \u{4e16}\u{754c} mehr\n";
+        for chunk in 1..20 {
+            let mut slow = Slow::default();
+            let mut wrapped = Wrapped::new(&mut slow, || Some(20));
+            for bytes in text.as_bytes().chunks(chunk) {
+                while wrapped.write(bytes).is_err() {}
+            }
+            while wrapped.flush().is_err() {}
+            let pieces: Vec<String> = text.lines().flat_map(|line| fold(line, 20)).collect();
+            let expected = pieces.join("\n") + "\n";
+            assert_eq!(String::from_utf8_lossy(&slow.taken), expected, "{chunk}");
+        }
     }
 
     #[test]

@@ -33,6 +33,11 @@ pub fn skip(why: &str) {
     }
 }
 
+/// Whether interrupts and softirqs are threads here, but for a few.
+pub fn is_realtime() -> bool {
+    fs::read_to_string("/proc/version").is_ok_and(|version| version.contains("PREEMPT_RT"))
+}
+
 /// `none`, `integrity` or `confidentiality`.
 pub fn lockdown() -> String {
     let text = fs::read_to_string("/sys/kernel/security/lockdown").unwrap_or_default();

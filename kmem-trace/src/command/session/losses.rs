@@ -27,7 +27,7 @@ impl Session {
             limits.push("records were lost: --events shows fewer than there were (use --ring to make the ring larger)".to_owned());
         }
         if lost.map_full > 0 {
-            limits.push("totals are lower bounds: charges were seen that could not be counted (use --max-cgroups)".to_owned());
+            limits.push("totals are lower bounds: charges were seen that could not be counted (where places ran out, --max-cgroups helps)".to_owned());
         }
         if self.slab_map_full() > self.slab_start.lost.map_full {
             limits.push("slab figures are not whole: sums by cgroup, cache and call site found no place (trace fewer cgroups)".to_owned());

@@ -52,6 +52,26 @@ pub(super) struct SlabStart {
     caches: Vec<SlabCache>,
     /// Some time before the figures begin.
     on_lists: HashMap<String, u64>,
+    held_back: HeldBack,
+}
+
+/// What CPUs hold back of the node's statistics; read again only when CPUs come or go, for the kernel
+/// locks zones while it writes the file.
+#[derive(Default)]
+struct HeldBack {
+    cpus: usize,
+    pages: Option<u64>,
+}
+
+impl HeldBack {
+    fn pages(&mut self) -> Option<u64> {
+        let cpus = proc::cpus::online().map_or(1, |cpus| cpus.len());
+        if self.cpus != cpus {
+            let pages = proc::zoneinfo::held_back_pages().ok();
+            *self = Self { cpus, pages };
+        }
+        self.pages
+    }
 }
 
 /// The kernel's slab figures and the sums beside them.
@@ -145,7 +165,7 @@ impl Session {
         may_move: u64,
     ) -> SlabMoment {
         // Reading it takes slab too.
-        let held_back_pages = proc::zoneinfo::held_back_pages().ok();
+        let held_back_pages = self.slab_start.held_back.pages();
         let (mut best, mut moved) = self.slab_look();
         for _ in 1..looks {
             if best.figures.meanwhile.bytes <= may_move {

@@ -10,10 +10,34 @@ const PATH: &str = "/proc/zoneinfo";
 /// `/proc/meminfo`: each CPU adds its own change only beyond a threshold (`__mod_node_page_state`,
 /// mm/vmstat.c), a node's being the largest of its zones' (`refresh_zone_stat_thresholds`).
 ///
+/// The kernel shows the zones' own, and lowers these while memory is short, but not the nodes'
+/// (`set_pgdat_percpu_threshold`): the normal one counts where it is larger.
+///
 /// # Errors
 /// [`FileError`].
 pub fn held_back_pages() -> Result<u64, FileError> {
     file::read_as(Path::new(PATH), parse)
+}
+
+/// What a zone's pages make of it, and what it shows for each CPU.
+#[derive(Default)]
+struct Zone {
+    node: u64,
+    managed_pages: u64,
+    /// CPU and threshold, pages.
+    shown: Vec<(u64, u64)>,
+}
+
+impl Zone {
+    /// `calculate_normal_threshold` (mm/vmstat.c), pages: `fls` of the CPUs that are online and of each
+    /// 128 MiB.
+    fn normal(&self) -> u64 {
+        const PAGES_OF_128_MIB_LOG2: u32 = 27 - 12;
+        const MOST: u64 = 125;
+        let fls = |number: u64| u64::from(u64::BITS - number.leading_zeros());
+        let memory = self.managed_pages >> PAGES_OF_128_MIB_LOG2;
+        MOST.min(2 * fls(self.shown.len() as u64) * (1 + fls(memory)))
+    }
 }
 
 /// Adds up the thresholds of all nodes and CPUs.
@@ -21,23 +45,35 @@ pub fn held_back_pages() -> Result<u64, FileError> {
 /// # Errors
 /// [`LineError`].
 pub fn parse(bytes: &[u8]) -> Result<u64, LineError> {
-    let mut largest: HashMap<(u64, u64), u64> = HashMap::new();
-    let (mut node, mut cpu) = (None, None);
+    let mut zones: Vec<Zone> = Vec::new();
+    let mut cpu = None;
     for (number, line) in file::lines(bytes) {
         let wrong = || LineError::new(number, "not a line of zoneinfo");
+        let of = |word: &[u8]| file::number(word).ok_or_else(wrong);
         let words: Vec<&[u8]> = file::words(line).take(5).collect();
-        match words[..] {
-            [b"Node", first, ..] => {
-                let digits = first.strip_suffix(b",").unwrap_or(first);
-                (node, cpu) = (Some(file::number(digits).ok_or_else(wrong)?), None);
+        match (&words[..], zones.last_mut()) {
+            ([b"Node", node, ..], _) => {
+                let node = of(node.strip_suffix(b",").unwrap_or(node))?;
+                cpu = None;
+                zones.push(Zone {
+                    node,
+                    ..Zone::default()
+                });
             }
-            [b"cpu:", which, ..] => cpu = Some(file::number(which).ok_or_else(wrong)?),
-            [b"vm", b"stats", b"threshold:", pages, ..] => {
-                let pages = file::number(pages).ok_or_else(wrong)?;
-                let entry = largest.entry(node.zip(cpu).ok_or_else(wrong)?).or_default();
-                *entry = pages.max(*entry);
+            ([b"managed", pages], Some(zone)) => zone.managed_pages = of(pages)?,
+            ([b"cpu:", which, ..], _) => cpu = Some(of(which)?),
+            ([b"vm", b"stats", b"threshold:", pages, ..], zone) => {
+                let (zone, cpu) = zone.zip(cpu).ok_or_else(wrong)?;
+                zone.shown.push((cpu, of(pages)?));
             }
             _ => {}
+        }
+    }
+    let mut largest: HashMap<(u64, u64), u64> = HashMap::new();
+    for zone in &zones {
+        for (cpu, shown) in &zone.shown {
+            let entry = largest.entry((zone.node, *cpu)).or_default();
+            *entry = zone.normal().max(*shown).max(*entry);
         }
     }
     Ok(largest
@@ -65,10 +101,11 @@ Node 0, zone      DMA
   vm stats threshold: 4
   start_pfn:           1
 Node 0, zone   Normal
+        managed  5160927
     cpu: 0
-  vm stats threshold: 24
+  vm stats threshold: 44
     cpu: 1
-  vm stats threshold: 20
+  vm stats threshold: 36
 Node 1, zone   Normal
     cpu: 0
   vm stats threshold: 7
@@ -76,7 +113,18 @@ Node 1, zone   Normal
 
     #[test]
     fn the_largest_threshold_of_a_nodes_zones_counts_for_each_cpu() {
-        assert_eq!(parse(ZONEINFO), Ok(24 + 20 + 7));
+        assert_eq!(parse(ZONEINFO), Ok(44 + 36 + 7));
+    }
+
+    #[test]
+    fn a_threshold_that_is_lowered_while_memory_is_short_counts_as_it_normally_is() {
+        // 5 160 927 pages are 157 × 128 MiB: 2 × fls(2) × (1 + fls(157)).
+        let short = String::from_utf8_lossy(ZONEINFO)
+            .replace(": 44", ": 1")
+            .replace(": 36", ": 1");
+        assert_eq!(parse(short.as_bytes()), Ok(36 + 36 + 7));
+        let huge = short.replace("5160927", &u64::MAX.to_string());
+        assert_eq!(parse(huge.as_bytes()), Ok(125 + 125 + 7));
     }
 
     #[test]
@@ -110,6 +158,7 @@ Node 1, zone   Normal
             .len() as u64;
         // `per_cpu_nodestat.stat_threshold` is an s8.
         assert!(pages <= 127 * cpus * nodes.max(1), "{pages}");
+        assert!(pages > 0 || cpus == 1, "the lines have another name here");
     }
 
     proptest! {
