@@ -4,7 +4,8 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
+    fs::{self, OpenOptions},
+    os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -39,10 +40,24 @@ impl Shrinker {
         let done = Arc::new(AtomicBool::new(false));
         let seen = Arc::clone(&done);
         let thread = thread::spawn(move || {
+            // Kept open: hundreds of files opened and closed each time would be on the lists themselves.
+            let mut files = BTreeMap::new();
             while !seen.load(Ordering::Relaxed) {
                 for cache in caches() {
-                    // A cache may be gone by now.
-                    let _ = fs::write(cache.join("shrink"), "1");
+                    let open = || {
+                        OpenOptions::new()
+                            .write(true)
+                            .open(cache.join("shrink"))
+                            .ok()
+                    };
+                    let file = files.entry(cache.clone()).or_insert_with(open);
+                    // A cache may be gone by now, or another have its name.
+                    if !file
+                        .as_ref()
+                        .is_some_and(|file| file.write_at(b"1", 0).is_ok())
+                    {
+                        files.remove(&cache);
+                    }
                 }
                 thread::sleep(Duration::from_millis(100));
             }
