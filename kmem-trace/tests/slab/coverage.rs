@@ -52,9 +52,9 @@ impl Shrinker {
                     };
                     let file = files.entry(cache.clone()).or_insert_with(open);
                     // A cache may be gone by now, or another have its name.
-                    if !file
+                    if file
                         .as_ref()
-                        .is_some_and(|file| file.write_at(b"1", 0).is_ok())
+                        .is_none_or(|file| file.write_at(b"1", 0).is_err())
                     {
                         files.remove(&cache);
                     }
