@@ -8,13 +8,13 @@ use kmem_trace_ebpf::{
         StateRecord, UserChargeRecord,
     },
     totals::{
-        LOST_MAP_FULL, LOST_PAGES, LOST_UNREAD, ROLE_CHARGE, ROLE_STATE, ROLE_UNCHARGE,
-        ROLE_USER_CHARGE, SEEN_ELSEWHERE, SLOT_STAT_ANON, SWITCH_NO_STREAM,
+        LOST_MAP_FULL, LOST_UNREAD, ROLE_CHARGE, ROLE_STATE, ROLE_UNCHARGE, ROLE_USER_CHARGE,
+        SEEN_ELSEWHERE, SLOT_STAT_ANON, SWITCH_NO_STREAM,
     },
 };
 
 use crate::{
-    maps::{Context, add, header, send, switched, tally, totals},
+    maps::{Context, add, header, lose, send, switched, tally, totals},
     memcg::{cgroup_of, id_of, is_traced, note_ancestry, owner},
     read::config,
 };
@@ -32,16 +32,14 @@ pub fn counter_changed(ctx: Context, counter: u64, pages: u64, op: u8) {
         return;
     };
     let Some(cgroup) = cgroup_of(memcg) else {
-        tally(LOST_UNREAD + role, 1);
-        tally(LOST_PAGES, pages);
+        lose(LOST_UNREAD, role, pages);
         return;
     };
     if !is_traced(cgroup) {
         return;
     }
     let Some(cgroup_id) = id_of(cgroup) else {
-        tally(LOST_UNREAD + role, 1);
-        tally(LOST_PAGES, pages);
+        lose(LOST_UNREAD, role, pages);
         return;
     };
     if op != OP_REFUSED {
@@ -64,8 +62,7 @@ pub fn counter_changed(ctx: Context, counter: u64, pages: u64, op: u8) {
                 }
             }
             None => {
-                tally(LOST_MAP_FULL + role, 1);
-                tally(LOST_PAGES, pages);
+                lose(LOST_MAP_FULL, role, pages);
             }
         }
     }
@@ -166,8 +163,7 @@ pub fn state_changed(
 #[inline(always)]
 fn count_state(memcg: u64, cgroup_id: u64, slot: usize, pages: i32) {
     let Some((place, new)) = totals(cgroup_id) else {
-        tally(LOST_MAP_FULL + ROLE_STATE, 1);
-        tally(LOST_PAGES, u64::from(pages.unsigned_abs()));
+        lose(LOST_MAP_FULL, ROLE_STATE, u64::from(pages.unsigned_abs()));
         return;
     };
     // One that was gone before the trace began has no directory to tell below whom it is.

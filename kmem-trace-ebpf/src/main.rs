@@ -70,7 +70,7 @@ use kmem_trace_ebpf::{
         OP_ALLOC, OP_ATTACH, OP_CHARGE, OP_FREE, OP_MKDIR, OP_REFUSED, OP_RELEASE, OP_RENAME,
         OP_RMDIR, OP_TRY_CHARGE, OP_UNCHARGE,
     },
-    totals::{LOST_MAP_FULL, LOST_PAGES, LOST_UNREAD, ROLE_CHARGE, ROLE_USER_CHARGE},
+    totals::{LOST_MAP_FULL, LOST_UNREAD, ROLE_CHARGE, ROLE_USER_CHARGE},
 };
 
 #[cfg(not(feature = "old"))]
@@ -86,7 +86,7 @@ use crate::{
     ledger::{counter_changed, state_changed, user_charged},
     lifecycle::{Fields, cgroup_event},
     limit::{Handler, kmem_limit_entered, kmem_limit_written, limit_entered, limit_written},
-    maps::{Context, recall, remember, tally},
+    maps::{Context, lose, recall, remember, tally},
     memcg::{check_offsets, memcg_of_task, typed_cgroup_id, typed_id},
     read::{
         argument, config, field_u32, field_u64, member, register_argument, returned, stack_pointer,
@@ -126,8 +126,7 @@ pub fn kp_counter_try_charge(ctx: ProbeContext) -> u32 {
     let pages = register_argument(ctx.regs, 1);
     let at_entry = stack_pointer(ctx.regs).wrapping_add(u64::from(config!(try_charge_depth)));
     if !remember(at_entry, [register_argument(ctx.regs, 0), pages, 0]) {
-        tally(LOST_UNREAD + ROLE_CHARGE, 1);
-        tally(LOST_PAGES, pages);
+        lose(LOST_UNREAD, ROLE_CHARGE, pages);
     }
     0
 }

@@ -27,7 +27,7 @@ use aya_ebpf::{
 use kmem_trace_ebpf::record::LARGEST_RECORD;
 use kmem_trace_ebpf::{
     record::Header,
-    totals::{LOST_RING, Place, SWITCHES as SWITCH_COUNT, TALLIES, Totals},
+    totals::{LOST_PAGES, LOST_RING, Place, SWITCHES as SWITCH_COUNT, TALLIES, Totals},
 };
 
 use crate::read::config;
@@ -140,6 +140,13 @@ pub fn tally(which: u32, amount: u64) {
     if let Some(place) = TALLY.get_ptr_mut(place) {
         unsafe { add(place, amount) };
     }
+}
+
+/// A charge or uncharge that is in no total, for one of `LOST_MAP_FULL` and `LOST_UNREAD`.
+#[inline(always)]
+pub fn lose(why: u32, role: u32, pages: u64) {
+    tally(why + role, 1);
+    tally(LOST_PAGES, pages);
 }
 
 /// Whether userspace has turned a switch.

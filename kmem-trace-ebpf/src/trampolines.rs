@@ -8,7 +8,7 @@ use aya_ebpf::{
 };
 use kmem_trace_ebpf::{
     record::{OP_CHARGE, OP_REFUSED, OP_TRY_CHARGE, OP_UNCHARGE},
-    totals::{CALLS_BEGUN, CALLS_COUNTED, LOST_PAGES, LOST_UNREAD, ROLE_CHARGE, ROLE_UNCHARGE},
+    totals::{CALLS_BEGUN, CALLS_COUNTED, LOST_UNREAD, ROLE_CHARGE, ROLE_UNCHARGE},
 };
 
 use crate::{
@@ -16,7 +16,7 @@ use crate::{
     attribution::{charged_late, socket_copied, socket_done},
     ledger::counter_changed,
     limit::{Handler, kmem_limit_entered, kmem_limit_written, limit_entered, limit_written},
-    maps::{begin, end, tally},
+    maps::{begin, end, lose, tally},
     read::{argument, config, member},
     user_charge_returned,
 };
@@ -37,8 +37,7 @@ macro_rules! counter_pairs {
             // second noted. Such a call is over as far as begun less counted is concerned.
             if !begin(ctx as u64) && $first {
                 tally(CALLS_COUNTED, 1);
-                tally(LOST_UNREAD + $role, 1);
-                tally(LOST_PAGES, argument(ctx, 1));
+                lose(LOST_UNREAD, $role, argument(ctx, 1));
             }
             0
         }

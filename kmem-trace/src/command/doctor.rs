@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result};
 use super::{
     cli::{DoctorArgs, Format},
     output,
-    session::{Request, attaching, page_bytes},
+    session::{Request, attaching},
     trace::struck,
 };
 use crate::{
@@ -155,7 +155,7 @@ fn examine(
         symbols: &symbols,
         hierarchy,
         cpus,
-        page_bytes: page_bytes(),
+        page_bytes: proc::own::page_bytes(),
     });
     let roles = plan.rows();
     let allowed = &inspection.allowed;

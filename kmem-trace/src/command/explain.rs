@@ -231,7 +231,7 @@ fn circumstances(
     btf: Option<&KernelBtf>,
 ) -> Circumstances {
     Circumstances {
-        page_bytes: page_bytes(),
+        page_bytes: proc::own::page_bytes(),
         online_cpus: online_cpus().map_or(1, |cpus| cpus.len()) as u64,
         cached_per_cpu: accounting::cached_per_cpu(btf),
         batched_per_cpu: accounting::batched_per_cpu(btf),
@@ -268,13 +268,4 @@ fn number(dir: &Path, file: &str) -> Result<Option<u64>> {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
     }
-}
-
-fn page_bytes() -> u64 {
-    let found = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE);
-    found
-        .ok()
-        .flatten()
-        .and_then(|bytes| u64::try_from(bytes).ok())
-        .unwrap_or(4096)
 }

@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    io::{self, BufWriter, IsTerminal as _, Write},
+    io::{self, BufWriter, Write},
     path::Path,
 };
 
@@ -25,7 +25,7 @@ pub fn open(file: Option<&Path>, format: Format) -> Result<Output> {
             File::create(path)
                 .with_context(|| format!("cannot write the output to {}", path.display()))?,
         ),
-        (None, Format::Table) if io::stdout().is_terminal() => {
+        (None, Format::Table) if columns().is_some() => {
             Box::new(Wrapped::new(io::stdout(), columns))
         }
         (None, _) => Box::new(io::stdout()),

@@ -364,7 +364,9 @@ impl<'a> Trace<'a> {
                 }
             }
         }
-        self.print_slab()?;
+        if !self.quiet {
+            self.print_slab()?;
+        }
         if !reports.is_empty() {
             self.last = reports;
         }
@@ -372,7 +374,7 @@ impl<'a> Trace<'a> {
     }
 
     fn print_slab(&mut self) -> Result<()> {
-        if self.events.is_some() || self.quiet {
+        if self.events.is_some() {
             return Ok(());
         }
         if Instant::now() < self.slab_due {
@@ -427,9 +429,7 @@ impl<'a> Trace<'a> {
             // The last that there will be.
             self.slab_due = Instant::now();
             // Told at once, also by a trace that is quiet until its end: then they would be old.
-            let quiet = std::mem::take(&mut self.quiet);
             self.print_slab()?;
-            self.quiet = quiet;
         }
         self.session.step_down(step)?;
         if step == Step::Aggregates {

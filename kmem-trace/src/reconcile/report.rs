@@ -88,6 +88,11 @@ impl Fit {
     }
 }
 
+/// What a residual is about: whatever the kernel and the ledger say, the larger.
+fn whole_bytes(usage_bytes: u64, ledger_bytes: i64) -> u64 {
+    usage_bytes.max(ledger_bytes.unsigned_abs())
+}
+
 /// A page counter beside `memory`, reconciled like it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct CounterReport {
@@ -115,7 +120,7 @@ impl CounterReport {
     }
 
     pub fn fit(&self) -> Fit {
-        let whole = self.usage_bytes.max(self.ledger_bytes.unsigned_abs());
+        let whole = whole_bytes(self.usage_bytes, self.ledger_bytes);
         Fit::of(self.residual_bytes, self.bound_bytes, whole)
     }
 }
@@ -175,7 +180,7 @@ impl Report {
 
     /// The usage's; counters beside it have their own.
     pub fn fit(&self) -> Fit {
-        let whole = self.usage_bytes.max(self.ledger_bytes.unsigned_abs());
+        let whole = whole_bytes(self.usage_bytes, self.ledger_bytes);
         Fit::of(self.residual_bytes, self.bound_bytes, whole)
     }
 }

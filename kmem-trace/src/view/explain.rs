@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use serde::Serialize;
 
-use super::size::{human, signed};
+use super::size::{self, human, share, signed};
 use crate::reconcile::{
     explain::{Explanation, Verdict},
     fields::{Field, Place},
@@ -128,10 +128,7 @@ pub fn table(out: &mut impl Write, explained: &Explained) -> io::Result<()> {
                 out,
                 "left over",
                 &grouped_signed(left),
-                &match left.unsigned_abs() {
-                    0..1024 => String::new(),
-                    _ => signed(left),
-                },
+                &units(left.unsigned_abs(), signed(left)),
                 "",
                 "",
             )?;
@@ -237,18 +234,13 @@ fn words(place: &Place) -> String {
 
 fn bound(explained: &Explained) -> String {
     let terms = &explained.explanation.bound_terms;
-    let parts: Vec<String> = [
+    size::terms(&[
         ("per-CPU stock", terms.stock),
         ("memory.stat lag", terms.lag),
         ("page batches", terms.batches),
         ("swap cache", terms.swap_cache),
         ("moved while reading", terms.skew),
-    ]
-    .into_iter()
-    .filter(|(_, bytes)| *bytes > 0)
-    .map(|(name, bytes)| format!("{name} {}", human(bytes)))
-    .collect();
-    parts.join(" + ")
+    ])
 }
 
 /// Event counts, as a paragraph: there are many, and they are no bytes.
@@ -300,19 +292,17 @@ fn verdict(found: &Explanation) -> String {
     text
 }
 
-fn share(bytes: u64, whole: u64) -> String {
-    if whole == 0 {
-        return String::new();
-    }
-    format!("{:.1} %", bytes as f64 * 100.0 / whole as f64)
-}
-
-/// In units, where these say it shorter.
-fn size(bytes: u64) -> String {
+/// In units, where these say it shorter; `said` is how.
+fn units(bytes: u64, said: String) -> String {
     match bytes {
         0..1024 => String::new(),
-        _ => human(bytes),
+        _ => said,
     }
+}
+
+/// The same of an amount.
+fn size(bytes: u64) -> String {
+    units(bytes, human(bytes))
 }
 
 fn grouped(bytes: u64) -> String {

@@ -29,6 +29,30 @@ pub fn signed(bytes: i64) -> String {
     }
 }
 
+/// The same with a sign only below zero.
+pub fn plain(bytes: i64) -> String {
+    let sign = if bytes < 0 { "-" } else { "" };
+    format!("{sign}{}", human(bytes.unsigned_abs()))
+}
+
+/// `12.5 %`; nothing of nothing.
+pub fn share(part: u64, whole: u64) -> String {
+    if whole == 0 {
+        return String::new();
+    }
+    format!("{:.1} %", part as f64 * 100.0 / whole as f64)
+}
+
+/// What a bound is the sum of, without what is nothing: `in flight 32.0 KiB + lost 4.0 KiB`.
+pub fn terms(terms: &[(&str, u64)]) -> String {
+    let parts: Vec<String> = terms
+        .iter()
+        .filter(|(_, bytes)| *bytes > 0)
+        .map(|(name, bytes)| format!("{name} {}", human(*bytes)))
+        .collect();
+    parts.join(" + ")
+}
+
 /// `1234567` → `1 234 567`.
 pub fn count(number: u64) -> String {
     grouped(&number.to_string())

@@ -3,8 +3,8 @@
 use std::io::{self, Write};
 
 use super::{
-    size::{count, human},
-    table::named,
+    size::{self, count, human, plain},
+    table::{named, row},
 };
 use crate::reconcile::{
     charged::{ChargedLine, Compared, Terms},
@@ -327,20 +327,14 @@ fn charged(out: &mut impl Write, line: &ChargedLine, named: bool) -> io::Result<
 }
 
 fn terms(terms: &Terms) -> String {
-    let named = [
+    size::terms(&[
         ("byte stock", terms.stock),
         ("stat lag", terms.lag),
         ("in flight", terms.in_flight),
         ("moved meanwhile", terms.skew),
         ("large kmallocs", terms.large),
         ("lost", terms.lost),
-    ];
-    let parts: Vec<String> = named
-        .iter()
-        .filter(|(_, bytes)| *bytes > 0)
-        .map(|(name, bytes)| format!("{name} {}", human(*bytes)))
-        .collect();
-    parts.join(" + ")
+    ])
 }
 
 /// Of a cache's change by slabinfo, what the events told, and how far off that may be though no event
@@ -365,19 +359,6 @@ fn sum(
 ) -> io::Result<()> {
     let figure = format!("{}{}", bytes_are.sign(), plain(bytes));
     row(out, label, &figure, remark)
-}
-
-fn row(out: &mut impl Write, label: &str, bytes: &str, remark: &str) -> io::Result<()> {
-    let line = format!("{label:<28}{bytes:>16}   {remark}");
-    writeln!(out, "{}", line.trim_end())
-}
-
-fn plain(bytes: i64) -> String {
-    if bytes < 0 {
-        format!("-{}", human(bytes.unsigned_abs()))
-    } else {
-        human(bytes.unsigned_abs())
-    }
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use super::{
     json::StepLine,
-    size::{count, human, signed},
+    size::{self, count, human, plain, share, signed},
 };
 use crate::reconcile::report::{Gone, Lost, Report, SelfCost, Summary, is_ledger};
 
@@ -121,14 +121,14 @@ pub fn report(out: &mut impl Write, report: &Report, usage_file: &str) -> io::Re
         row(
             out,
             "  per-CPU stock and lag",
-            &signed_plain(stock),
+            &plain(stock),
             "usage minus the lines above",
         )?;
     }
     row(
         out,
         "ledger",
-        &human_signed(report.ledger_bytes),
+        &plain(report.ledger_bytes),
         &format!(
             "+{} -{} since the start",
             human(report.charged_bytes),
@@ -178,28 +178,20 @@ pub fn report(out: &mut impl Write, report: &Report, usage_file: &str) -> io::Re
 
 fn bound_text(report: &Report) -> String {
     let terms = &report.bound_terms;
-    let parts: Vec<String> = [
+    let parts = size::terms(&[
         ("in flight", terms.in_flight),
         ("moved while reading", terms.skew),
         ("per-CPU stocks", terms.stock),
         ("unsure at attach", terms.base),
         ("lost", terms.lost),
         ("cgroups gone unnamed", terms.nameless),
-    ]
-    .into_iter()
-    .filter(|(_, bytes)| *bytes > 0)
-    .map(|(name, bytes)| format!("{name} {}", human(bytes)))
-    .collect();
+    ]);
     let verdict = if report.residual_bytes == 0 {
         "ledger = usage ✓"
     } else {
         report.fit().mark()
     };
-    format!(
-        "{verdict}  bound {} = {}",
-        human(report.bound_bytes),
-        parts.join(" + ")
-    )
+    format!("{verdict}  bound {} = {parts}", human(report.bound_bytes))
 }
 
 fn lost_text(lost: &Lost) -> String {
@@ -355,28 +347,10 @@ fn cost_text(own: &SelfCost) -> String {
     )
 }
 
-fn row(out: &mut impl Write, label: &str, figure: &str, remark: &str) -> io::Result<()> {
+/// A label, its figure, and what there is to say of it.
+pub(super) fn row(out: &mut impl Write, label: &str, figure: &str, remark: &str) -> io::Result<()> {
     let line = format!("{label:<LABEL$}{figure:>FIGURE$}   {remark}");
     writeln!(out, "{}", line.trim_end())
-}
-
-fn share(part: u64, whole: u64) -> String {
-    if whole == 0 {
-        return String::new();
-    }
-    format!("{:.1} %", part as f64 * 100.0 / whole as f64)
-}
-
-fn human_signed(bytes: i64) -> String {
-    if bytes < 0 {
-        format!("-{}", human(bytes.unsigned_abs()))
-    } else {
-        human(bytes.unsigned_abs())
-    }
-}
-
-fn signed_plain(bytes: i64) -> String {
-    human_signed(bytes)
 }
 
 #[cfg(test)]

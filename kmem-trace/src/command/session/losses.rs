@@ -198,6 +198,6 @@ impl Session {
     }
 }
 
-fn is_slab(role: &str) -> bool {
+pub(super) fn is_slab(role: &str) -> bool {
     role.starts_with("slab.")
 }

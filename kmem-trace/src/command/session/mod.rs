@@ -23,7 +23,7 @@ mod retiring;
 mod slab;
 mod steps;
 
-pub use reading::{PATIENCE_MS, page_bytes};
+pub use reading::PATIENCE_MS;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -170,7 +170,7 @@ impl Session {
             Some(parsing) if plan.slab => parsing.join().unwrap_or_default(),
             _ => callsite::Functions::default(),
         };
-        let page_bytes = reading::page_bytes();
+        let page_bytes = proc::own::page_bytes();
         let btf = inspection.btf.as_ref().ok();
         let limits_here = limit::Kernel {
             is_v1: request.mount.hierarchy == Hierarchy::V1,

@@ -240,12 +240,3 @@ impl Session {
         }
     }
 }
-
-/// Bytes of a page of this machine.
-pub fn page_bytes() -> u64 {
-    nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE)
-        .ok()
-        .flatten()
-        .and_then(|bytes| u64::try_from(bytes).ok())
-        .unwrap_or(4096)
-}

@@ -95,7 +95,7 @@ fn figures() -> SlabFigures {
             bytes: slab_bytes.abs_diff(before),
             ..Meanwhile::default()
         },
-        page_bytes: super::page_bytes(),
+        page_bytes: proc::own::page_bytes(),
         ..SlabFigures::default()
     }
 }

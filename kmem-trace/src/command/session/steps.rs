@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 use aya::util::online_cpus;
 use kmem_trace_ebpf::totals::{SWITCH_NO_CALL_SITES, SWITCH_NO_STREAM};
 
-use super::Session;
+use super::{Session, losses::is_slab};
 use crate::{
     hooks::pairs,
     kernel::proc::own,
@@ -57,8 +57,7 @@ impl Session {
                 Ok(())
             }
             Step::LedgerOnly => {
-                self.attached
-                    .detach_some(|role, _| role.starts_with("slab."));
+                self.attached.detach_some(|role, _| is_slab(role));
                 Ok(())
             }
             Step::NoneLeft => {
@@ -107,5 +106,5 @@ impl Session {
 
 /// Those of the ledger stay to the end: what they would miss is in its bound.
 fn is_slabs_second(role: &str, program: &str) -> bool {
-    role.starts_with("slab.") && pairs::is_second(program)
+    is_slab(role) && pairs::is_second(program)
 }

@@ -71,9 +71,10 @@ pub fn parse(bytes: &[u8]) -> Result<u64, LineError> {
     }
     let mut largest: HashMap<(u64, u64), u64> = HashMap::new();
     for zone in &zones {
+        let normal = zone.normal();
         for (cpu, shown) in &zone.shown {
             let entry = largest.entry((zone.node, *cpu)).or_default();
-            *entry = zone.normal().max(*shown).max(*entry);
+            *entry = normal.max(*shown).max(*entry);
         }
     }
     Ok(largest
