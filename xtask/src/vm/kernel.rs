@@ -3,7 +3,7 @@
 //! here: they vanish from the archive within weeks.
 
 use std::fmt;
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::str::FromStr;
@@ -129,6 +129,7 @@ pub struct Kernel {
 /// Finds, downloads and unpacks the newest kernel of `line`. `Ok(None)` if the mirror has none;
 /// what was missing has then been printed.
 pub fn obtain(line: &Line, mirror: &Mirror, cache: &Path, refresh: bool) -> Result<Option<Kernel>> {
+    let _lock = alone_in(cache)?;
     match newest(line, mirror, cache, refresh) {
         // The version in yesterday's lists may have left the archive.
         Err(error) if !refresh => {
@@ -137,6 +138,17 @@ pub fn obtain(line: &Line, mirror: &Mirror, cache: &Path, refresh: bool) -> Resu
         }
         result => result,
     }
+}
+
+/// Waits for any other run that is filling `cache`, which two at once would tear from each other.
+/// Until the file is dropped, or the process ends.
+pub(super) fn alone_in(cache: &Path) -> Result<File> {
+    fs::create_dir_all(cache).with_context(|| format!("cannot make {}", cache.display()))?;
+    let path = cache.join("lock");
+    let file = File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
+    file.lock()
+        .with_context(|| format!("cannot lock {}", path.display()))?;
+    Ok(file)
 }
 
 fn newest(line: &Line, mirror: &Mirror, cache: &Path, refresh: bool) -> Result<Option<Kernel>> {

@@ -127,6 +127,7 @@ fn headers(line: &Line, kernel: &Kernel, mirror: &Mirror, cache: &Path) -> Resul
     let root = folder.join("root");
     let build = root.join("usr/src").join(&wanted);
     let done = folder.join("unpacked");
+    let _lock = kernel::alone_in(cache)?;
     if done.exists() {
         return Ok(build);
     }
