@@ -140,8 +140,8 @@ pub fn obtain(line: &Line, mirror: &Mirror, cache: &Path, refresh: bool) -> Resu
     }
 }
 
-/// Waits for any other run that is filling `cache`, which two at once would tear from each other.
-/// Until the file is dropped, or the process ends.
+/// Waits for whoever else is looking for kernels or fetching them into `cache`, in this process or
+/// another: two at once would tear it from each other. Until the file is dropped.
 pub(super) fn alone_in(cache: &Path) -> Result<File> {
     fs::create_dir_all(cache).with_context(|| format!("cannot make {}", cache.display()))?;
     let path = cache.join("lock");

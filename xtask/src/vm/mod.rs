@@ -144,17 +144,11 @@ pub fn run_tests(sets: &[Arguments], jobs: usize) -> Result<Tally> {
         .collect();
     let jobs = jobs.clamp(1, queue.len().max(1));
     let queue = Mutex::new(queue);
-    // Looking for and fetching kernels is for one at a time; so is printing.
-    let apt = Mutex::new(());
     let total = Mutex::new(Tally::default());
     let next = || lock(&queue).pop_front();
     let work = || -> Result<()> {
         while let Some((bench, line)) = next() {
-            let kernel = {
-                let _one_at_a_time = lock(&apt);
-                bench.kernel(line)
-            };
-            let outcome = match kernel {
+            let outcome = match bench.kernel(line) {
                 Ok(Some(kernel)) => bench.test(line, &kernel)?,
                 Ok(None) => Outcome::without_machine(Test::skipped(
                     "boot",
@@ -163,6 +157,7 @@ pub fn run_tests(sets: &[Arguments], jobs: usize) -> Result<Tally> {
                 Err(error) => Outcome::without_machine(Test::failed("boot", format!("{error:#}"))),
             };
             let report = outcome.report(&bench.label(line));
+            // Printing is for one at a time.
             let mut total = lock(&total);
             print!("{report}");
             fs::write(bench.path("report", line, ".txt"), report)?;
