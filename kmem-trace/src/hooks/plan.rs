@@ -179,7 +179,7 @@ impl Plan {
     fn is_default(&self, resolved: &Resolved) -> bool {
         match resolved.role.name {
             "memcg.state" => !self.exact,
-            name if name.starts_with("slab.") => self.slab && resolved.choice.is_some(),
+            name if table::is_slab(name) => self.slab && resolved.choice.is_some(),
             "charge.user" => !self.would_hide_charges(resolved),
             _ => !resolved.role.on_request,
         }
@@ -231,7 +231,7 @@ pub fn resolve(facts: &Facts<'_>) -> Plan {
         .map(|role| choose(role, facts, &unmet, &mut config))
         .collect();
     if roles.iter().any(|resolved| {
-        resolved.role.name.starts_with("slab.")
+        table::is_slab(resolved.role.name)
             && matches!(resolved.choice, Some((_, it)) if it.mechanism == Mechanism::Tracepoint)
     }) {
         layout::slab_records(facts.sources.formats, &mut config);

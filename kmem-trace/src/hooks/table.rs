@@ -694,6 +694,11 @@ pub fn role(name: &str) -> Option<&'static Role> {
     ROLES.iter().find(|role| role.name == name)
 }
 
+/// Whether a role follows slab.
+pub fn is_slab(role: &str) -> bool {
+    role.starts_with("slab.")
+}
+
 /// Every hook of every candidate.
 pub fn hooks() -> impl Iterator<Item = &'static Hook> {
     ROLES

@@ -10,7 +10,10 @@ use kmem_trace_ebpf::totals::{
 
 use super::Session;
 use crate::{
-    hooks::{accounting, table::Mechanism},
+    hooks::{
+        accounting,
+        table::{Mechanism, is_slab},
+    },
     kernel::cgroupfs::{self, CgroupDir},
     ledger::book::{self, Reading},
     reconcile::{
@@ -196,8 +199,4 @@ impl Session {
             self.tree.see(dir.id, &dir.path_in_hierarchy);
         }
     }
-}
-
-pub(super) fn is_slab(role: &str) -> bool {
-    role.starts_with("slab.")
 }

@@ -6,9 +6,9 @@ use anyhow::{Context as _, Result};
 use aya::util::online_cpus;
 use kmem_trace_ebpf::totals::{SWITCH_NO_CALL_SITES, SWITCH_NO_STREAM};
 
-use super::{Session, losses::is_slab};
+use super::Session;
 use crate::{
-    hooks::pairs,
+    hooks::{pairs, table::is_slab},
     kernel::proc::own,
     reconcile::overhead::{Spent, Step},
 };
