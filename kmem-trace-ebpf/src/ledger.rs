@@ -8,8 +8,8 @@ use kmem_trace_ebpf::{
         StateRecord, UserChargeRecord,
     },
     totals::{
-        LOST_MAP_FULL, LOST_UNREAD, ROLE_CHARGE, ROLE_STATE, ROLE_UNCHARGE, ROLE_USER_CHARGE,
-        SEEN_ELSEWHERE, SLOT_STAT_ANON, SWITCH_NO_STREAM,
+        LOST_MAP_FULL, LOST_UNREAD, PAGES_MOVED, ROLE_CHARGE, ROLE_STATE, ROLE_UNCHARGE,
+        ROLE_USER_CHARGE, SEEN_ELSEWHERE, SLOT_STAT_ANON, SWITCH_NO_STREAM,
     },
 };
 
@@ -171,6 +171,7 @@ fn count_state(memcg: u64, cgroup_id: u64, slot: usize, pages: i32) {
         note_ancestry(memcg, cgroup_id);
     }
     let amount = u64::from(pages.unsigned_abs());
+    tally(PAGES_MOVED, amount);
     unsafe {
         let sums = if pages < 0 {
             &raw mut (*place).uncharged

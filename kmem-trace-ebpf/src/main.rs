@@ -46,6 +46,8 @@ mod slab_page;
 #[cfg(not(feature = "old"))]
 mod slab_sums;
 #[cfg(not(feature = "old"))]
+mod softirq;
+#[cfg(not(feature = "old"))]
 mod stat;
 #[cfg(not(feature = "old"))]
 mod trampolines;
@@ -80,6 +82,7 @@ use crate::{
     places::give_back,
     second::{find_first, is_for_second},
     slab::{Object, slab_event},
+    softirq::{softirq_began, softirq_ended},
     stat::read_words,
 };
 use crate::{
@@ -458,6 +461,21 @@ pub fn tb_memcg_lruvec_state_2(ctx: BtfTracePointContext) -> i32 {
         return 0;
     }
     typed_state(ctx, true)
+}
+
+/// Beside the two above (see `softirq`).
+#[cfg(not(feature = "old"))]
+#[btf_tracepoint]
+pub fn tb_softirq_began(ctx: BtfTracePointContext) -> i32 {
+    softirq_began(ctx.arg(0));
+    0
+}
+
+#[cfg(not(feature = "old"))]
+#[btf_tracepoint]
+pub fn tb_softirq_ended(ctx: BtfTracePointContext) -> i32 {
+    softirq_ended(ctx.arg(0));
+    0
 }
 
 #[inline(always)]

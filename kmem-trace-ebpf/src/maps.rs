@@ -136,10 +136,15 @@ pub static UNDER_WAY_MEANWHILE: HashMap<u64, u32> = HashMap::with_max_entries(25
 /// Adds to one of the tallies.
 #[inline(always)]
 pub fn tally(which: u32, amount: u64) {
-    let place = own_copy().wrapping_mul(TALLIES).wrapping_add(which);
-    if let Some(place) = TALLY.get_ptr_mut(place) {
+    if let Some(place) = own_tally(which) {
         unsafe { add(place, amount) };
     }
+}
+
+/// This CPU's copy of one.
+#[inline(always)]
+pub fn own_tally(which: u32) -> Option<*mut u64> {
+    TALLY.get_ptr_mut(own_copy().wrapping_mul(TALLIES).wrapping_add(which))
 }
 
 /// A charge or uncharge that is in no total, for one of `LOST_MAP_FULL` and `LOST_UNREAD`.

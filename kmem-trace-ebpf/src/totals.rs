@@ -122,8 +122,17 @@ pub const DEAD_NOTED: u32 = LOST_DEPTH + 7;
 /// Events that the second program of a pair took care of, because the kernel skipped the first: a
 /// tally a pair, from here on.
 pub const SECOND_RUNS: u32 = LOST_DEPTH + 8;
+/// Pages that `memory.stat` items moved, up or down, of all cgroups.
+pub const PAGES_MOVED: u32 = SECOND_RUNS + crate::pairs::PAIRS;
+/// Softirqs in which programs ran: a tally a vector, from here on.
+pub const SOFTIRQS_SEEN: u32 = PAGES_MOVED + 1;
+/// Most pages that one softirq over a task was seen to move; by vector. Of the CPUs' copies the largest counts.
+pub const SOFTIRQ_MOST: u32 = SOFTIRQS_SEEN + VECTORS;
 /// Places in the tally map, a CPU.
-pub const TALLIES: u32 = SECOND_RUNS + crate::pairs::PAIRS;
+pub const TALLIES: u32 = SOFTIRQ_MOST + VECTORS;
+
+/// Softirq vectors (`NR_SOFTIRQS`, include/linux/interrupt.h), in the order of `/proc/softirqs`.
+pub const VECTORS: u32 = 10;
 
 // What the program that gives places back is asked for.
 /// A place of the totals is free again.

@@ -31,6 +31,7 @@ use super::{
     site::AllSites,
     stats::{self, ProgramStats},
     table::{Candidate, Hook, Place},
+    unwatched::{Watch, watches},
     verify,
 };
 
@@ -90,6 +91,7 @@ pub struct Attached {
     pub(super) kprobes: stats::Kprobes,
     /// Kept over [`Self::detach`].
     pub(super) last_skipped: BTreeMap<&'static str, u64>,
+    pub(super) watch: Watch,
     /// Programs that are off their hooks, kept for their last figures.
     off: Vec<(String, OwnedFd)>,
     /// Memory of all maps, bytes.
@@ -322,7 +324,7 @@ pub fn attach(plan: &Plan, config: &Config, wanted: &Wanted<'_>) -> Result<Attac
     } else {
         stats::Kprobes::of(&by_kprobe)
     };
-    Ok(Attached {
+    let mut attached = Attached {
         ebpf,
         kept,
         switches,
@@ -331,9 +333,12 @@ pub fn attach(plan: &Plan, config: &Config, wanted: &Wanted<'_>) -> Result<Attac
         programs,
         kprobes,
         last_skipped: BTreeMap::new(),
+        watch: Watch::default(),
         off: Vec::new(),
         map_bytes,
-    })
+    };
+    attached.watch = Watch::of(&attached);
+    Ok(attached)
 }
 
 impl Attached {
@@ -398,6 +403,7 @@ impl Attached {
     /// Takes all programs off their hooks; the maps stay readable.
     pub fn detach(&mut self) {
         self.last_skipped = self.skipped();
+        self.stop_watching();
         // They would keep the programs attached.
         self.kprobes = stats::Kprobes::default();
         for (name, program) in self.ebpf.programs_mut() {
@@ -412,6 +418,9 @@ impl Attached {
         let (off, on): (Vec<_>, Vec<_>) = std::mem::take(&mut self.programs)
             .into_iter()
             .partition(|(role, program)| wanted(role, program));
+        if watches(&off) {
+            self.stop_watching();
+        }
         for (_, name) in off {
             if !on.iter().any(|(_, other)| *other == name)
                 && let Some(program) = self.ebpf.program_mut(name)

@@ -157,8 +157,18 @@ impl Kept {
     /// # Errors
     /// Where it is not handed out.
     pub fn tally(&self, ebpf: &Ebpf, which: u32) -> Result<u64> {
+        Ok(self.tallies(ebpf, which)?.iter().sum())
+    }
+
+    /// One of the tallies, as each CPU has it.
+    ///
+    /// # Errors
+    /// Where it is not handed out.
+    pub fn tallies(&self, ebpf: &Ebpf, which: u32) -> Result<Vec<u64>> {
         match self {
-            Self::Mapped { tally, .. } => Ok(tally.copies(which as usize, TALLIES as usize).sum()),
+            Self::Mapped { tally, .. } => {
+                Ok(tally.copies(which as usize, TALLIES as usize).collect())
+            }
             Self::Handed { copies, .. } => {
                 let all = TALLIES as usize * copies;
                 let tally: Vec<u64> = handed::elements(ebpf, wire::TALLY, 0, all)?;
@@ -166,7 +176,8 @@ impl Kept {
                     .iter()
                     .skip(which as usize)
                     .step_by(TALLIES as usize)
-                    .sum())
+                    .copied()
+                    .collect())
             }
         }
     }

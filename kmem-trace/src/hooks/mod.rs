@@ -19,6 +19,7 @@
 //! - [`kept`]: whichever it is.
 //! - [`pairs`]: two programs on one event, one for what the kernel skips of the other.
 //! - `skipped`: what it skipped of both.
+//! - [`unwatched`]: softirqs in which it ran none at all.
 //! - [`recycling`]: places of the totals and sums given back, switches turned.
 //! - [`verify`]: whether all that was read is of this kernel.
 //! - [`attach`]: the plan loaded and attached.
@@ -50,4 +51,5 @@ pub mod slab_layout;
 pub mod slab_paths;
 pub mod stats;
 pub mod table;
+pub mod unwatched;
 pub mod verify;

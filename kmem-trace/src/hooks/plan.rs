@@ -13,6 +13,7 @@ use super::{
     site::{AllSites, RETURN_THUNKS},
     slab_layout, slab_paths,
     table::{self, Candidate, Hook, Mechanism, Need, Place, ROLES, Role, Status},
+    unwatched,
 };
 
 /// `--attach`.
@@ -527,13 +528,17 @@ fn inside(symbol: &str, why: &str) -> String {
     format!("no place for a probe inside {symbol}: {why}")
 }
 
-/// `page_counter_charge + page_counter_try_charge`, each once.
+/// `page_counter_charge + page_counter_try_charge`, each once; without what only watches whether the
+/// programs on these run.
 fn symbols_of(candidate: &Candidate) -> String {
     if candidate.needs.contains(&Need::PreemptCount) {
         return context::PREEMPT_COUNT.to_owned();
     }
     let mut names: Vec<String> = Vec::new();
     for hook in candidate.hooks {
+        if unwatched::WATCHES.contains(&hook.program) {
+            continue;
+        }
         let name = match hook.place {
             Place::Tracepoint(category) | Place::BtfTracepoint(category) => {
                 format!("{category}:{}", hook.symbol)

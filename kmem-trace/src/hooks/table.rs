@@ -277,6 +277,8 @@ pub static ROLES: &[Role] = &[
                     "tb_memcg_state" P::BtfTracepoint("memcg"), "mod_memcg_state";
                     "tb_memcg_lruvec_state_2" P::BtfTracepoint("memcg"), "mod_memcg_lruvec_state";
                     "tb_memcg_lruvec_state" P::BtfTracepoint("memcg"), "mod_memcg_lruvec_state";
+                    "tb_softirq_began" P::BtfTracepoint("irq"), "softirq_entry";
+                    "tb_softirq_ended" P::BtfTracepoint("irq"), "softirq_exit";
                 },
                 needs: &[
                     Need::StatItems,
@@ -292,6 +294,8 @@ pub static ROLES: &[Role] = &[
                 hooks: hooks! {
                     "tb_memcg_state" P::BtfTracepoint("memcg"), "mod_memcg_state";
                     "tb_memcg_lruvec_state" P::BtfTracepoint("memcg"), "mod_memcg_lruvec_state";
+                    "tb_softirq_began" P::BtfTracepoint("irq"), "softirq_entry";
+                    "tb_softirq_ended" P::BtfTracepoint("irq"), "softirq_exit";
                 },
                 needs: &[Need::StatItems, Need::MemcgId],
                 gives: Status::Bounded,

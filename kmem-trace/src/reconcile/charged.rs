@@ -65,6 +65,8 @@ pub struct Facts {
     pub flushed: bool,
     /// Events that could not be counted.
     pub lost: u64,
+    /// What softirqs that no program ran in moved at most.
+    pub unwatched_bytes: u64,
 }
 
 /// What the bound is made of, in bytes.
@@ -127,7 +129,7 @@ pub fn compare(start: &Moment, now: &Moment, facts: &Facts) -> Compared {
         in_flight: READINGS * facts.online_cpus * LARGEST_OBJECT_BYTES,
         skew: start.skew_bytes() + now.skew_bytes(),
         large: (now.after.large_bytes - start.after.large_bytes).unsigned_abs(),
-        lost: facts.lost * LARGEST_OBJECT_BYTES,
+        lost: facts.lost * LARGEST_OBJECT_BYTES + facts.unwatched_bytes,
     };
     Compared::Read {
         kernel_bytes,
@@ -157,6 +159,7 @@ mod tests {
         lag_bytes: 1000,
         flushed: true,
         lost: 0,
+        unwatched_bytes: 0,
     };
 
     fn sums(objects: i64, bytes: i64, moved_bytes: u64) -> Sums {
@@ -217,7 +220,11 @@ mod tests {
         let mut now = moment(0, sums(1, 100, 500));
         now.before.moved_bytes = 200;
         now.after.large_bytes = 16384;
-        let facts = Facts { lost: 1, ..FACTS };
+        let facts = Facts {
+            lost: 1,
+            unwatched_bytes: 400,
+            ..FACTS
+        };
         let (_, _, _, terms) = read(&compare(&start, &now, &facts));
         assert_eq!(
             terms,
@@ -227,7 +234,7 @@ mod tests {
                 in_flight: 2 * 2 * 8200,
                 skew: 300,
                 large: 16384,
-                lost: 8200,
+                lost: 8600,
             }
         );
         now.kernel_bytes = 108 + terms.total_bytes();

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::{breakdown::Breakdown, usage::Reconciled};
 
-/// Three kinds of loss, counted apart: of the ledger, and of what is streamed.
+/// Kinds of loss, counted apart: of the ledger, and of what is streamed.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Lost {
     /// Records that found the ring full. Totals are not touched by it.
@@ -15,6 +15,10 @@ pub struct Lost {
     pub map_full: u64,
     /// Runs of the ledger's programs that the kernel skipped, as far as it counts them.
     pub skipped: u64,
+    /// Softirqs in which the kernel ran no program at all, and the pages that they moved at most:
+    /// as many each as the busiest of their vector that was seen.
+    pub unwatched_softirqs: u64,
+    pub unwatched_pages: u64,
     /// Which roles lost them, and runs skipped of roles beside the ledger; roles that lost nothing
     /// are left out. Of slab roles only records are here, the rest is in [`super::slab::SlabLost`].
     pub by_role: BTreeMap<&'static str, RoleLost>,

@@ -120,6 +120,8 @@ pub struct SlabLost {
     pub misread: u64,
     /// Runs of the slab programs that the kernel skipped, as far as it counts them.
     pub skipped: u64,
+    /// Softirqs in which the kernel ran no program at all.
+    pub unwatched_softirqs: u64,
     pub by_role: BTreeMap<&'static str, RoleLost>,
 }
 
@@ -134,6 +136,9 @@ impl SlabLost {
         self.objects = self.objects.saturating_sub(before.objects);
         self.misread = self.misread.saturating_sub(before.misread);
         self.skipped = self.skipped.saturating_sub(before.skipped);
+        self.unwatched_softirqs = self
+            .unwatched_softirqs
+            .saturating_sub(before.unwatched_softirqs);
         for (role, lost) in &mut self.by_role {
             if let Some(before) = before.by_role.get(role) {
                 lost.map_full = lost.map_full.saturating_sub(before.map_full);
@@ -148,8 +153,8 @@ impl SlabLost {
     pub fn reading(&self, is_charged: bool) -> Reading {
         let any = |role: &str, of: fn(&RoleLost) -> u64| self.by_role.get(role).map_or(0, of) > 0;
         let of = |lost: &RoleLost| lost.map_full + lost.skipped;
-        // Which of the two was misread, or which helper's run was skipped, nobody knows.
-        let both = self.misread > 0
+        // Which of the two was misread, or not watched, or which helper's run was skipped, nobody knows.
+        let both = self.misread + self.unwatched_softirqs > 0
             || self.by_role.iter().any(|(role, lost)| {
                 !matches!(*role, "slab.alloc" | "slab.free") && lost.skipped > 0
             });
@@ -837,6 +842,12 @@ mod tests {
             ..SlabLost::default()
         };
         assert_eq!(both(&misread), [Reading::About; 2]);
+        let unwatched = SlabLost {
+            unwatched_softirqs: 1,
+            ..SlabLost::default()
+        };
+        assert_eq!(both(&unwatched), [Reading::About; 2]);
+        assert!(unwatched.clone().since(&unwatched).is_nothing());
         assert_eq!(Reading::AtLeast.sign(), "≥ ");
     }
 

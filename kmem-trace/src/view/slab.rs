@@ -91,6 +91,11 @@ pub fn report(out: &mut impl Write, slab: &SlabReport) -> io::Result<()> {
             (lost.objects, "objects not remembered", " (--max-objects)"),
             (lost.misread, "objects misread", ""),
             (lost.skipped, "program runs skipped by the kernel", ""),
+            (
+                lost.unwatched_softirqs,
+                "softirqs",
+                " (the kernel ran no program in them)",
+            ),
         ]
         .into_iter()
         .filter(|(lost, ..)| *lost > 0)

@@ -233,6 +233,12 @@ fn lost_text(lost: &Lost) -> String {
             "skipped by the kernel: for each, the largest charge seen is in the bound",
         ),
         (
+            lost.unwatched_softirqs,
+            "softirqs",
+            Vec::new(),
+            "the kernel ran no program in them: for each, the most that one was seen to move is in the bound",
+        ),
+        (
             sum(&other_runs),
             "other program runs",
             other_runs,
@@ -408,6 +414,19 @@ mod tests {
             said.starts_with("LOST: 3 program runs [counter.charge 3] (")
                 && said.contains(", 5 other program runs [charge.user 5] ("),
             "{said}"
+        );
+    }
+
+    #[test]
+    fn softirqs_without_programs_are_a_loss_of_their_own() {
+        let said = lost_text(&Lost {
+            unwatched_softirqs: 2,
+            unwatched_pages: 78,
+            ..Lost::default()
+        });
+        assert_eq!(
+            said,
+            "LOST: 2 softirqs (the kernel ran no program in them: for each, the most that one was seen to move is in the bound)"
         );
     }
 }

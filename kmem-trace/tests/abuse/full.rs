@@ -259,10 +259,39 @@ fn a_soak_at_full_rate_ends_with_a_ledger_that_holds() {
         let grown = rss(&report) - rss(&early);
         assert!(grown < 8 << 20, "{grown} bytes more resident memory");
         figures(&format!(
-            "{time:?}: {pipes} pipes, {processes} processes, residual {} of {} bytes, {skipped} runs skipped, resident memory {} + {grown} bytes",
+            "{time:?}: {pipes} pipes, {processes} processes, residual {} of {} bytes, {skipped} runs skipped, {} softirqs unwatched, resident memory {} + {grown} bytes",
             number(&report, "residual_bytes"),
             number(&report, "bound_bytes"),
+            number(&report["lost"], "unwatched_softirqs"),
             rss(&early)
         ));
+    }
+}
+
+/// The count of these is the kernel's less our own: looked at while most softirqs come, and where no task is
+/// hidden from programs.
+#[test]
+fn no_softirq_counts_as_unwatched_while_many_come() {
+    if !machine::is_vm() {
+        return;
+    }
+    if !machine::has_memcg_tracepoints() || machine::lockdown() == "confidentiality" {
+        machine::skip("softirqs are watched beside the memcg tracepoints alone");
+        return;
+    }
+    let parent = Cgroup::top(&own("unwatched"));
+    let tracer = Tracer::start(&format!("-c {} -i 10ms --attach tracepoint", parent.name));
+    let role = tracer.role("memcg.state");
+    assert_eq!(role["mechanism"], "BTF tracepoint", "{role}");
+    let time = Duration::from_secs(5);
+    thread::scope(|scope| {
+        scope.spawn(|| storm::pipes_for(time));
+        storm::processes_for(&parent, time);
+    });
+    let ended = tracer.end();
+    let reports: Vec<_> = lines::of_type(&ended.lines, "report").collect();
+    assert!(reports.len() > 20, "{} reports", reports.len());
+    for report in reports {
+        assert_eq!(number(&report["lost"], "unwatched_softirqs"), 0, "{report}");
     }
 }

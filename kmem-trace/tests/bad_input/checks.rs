@@ -14,7 +14,7 @@ use kmem_trace::{
         cgroupfs::{
             Hierarchy, MemoryMount, MemoryStat, mountinfo, parse_cgroups, parse_proc_cgroup,
         },
-        proc::{cpus, meminfo::Meminfo, own, slabinfo, system::Cmdline, zoneinfo},
+        proc::{cpus, meminfo::Meminfo, own, slabinfo, softirqs, system::Cmdline, zoneinfo},
         security::{Lockdown, config_has},
         symbols, text,
         tracefs::{self, Tracefs},
@@ -304,6 +304,7 @@ pub fn small_files(bytes: &[u8]) {
     }
     let _ = own::parse_resident_pages(bytes);
     let _ = zoneinfo::parse(bytes);
+    let _ = softirqs::parse(bytes);
     let _ = Cmdline::parse(bytes);
     let _ = Lockdown::parse(bytes);
     let _ = config_has(bytes, "CONFIG_KPROBES");

@@ -104,7 +104,7 @@ pub const BREAKDOWN: &[&str] = &[
     "other_kernel",
     "stock",
 ];
-pub const LOST: &[&str] = &["ring", "map_full", "skipped"];
+pub const LOST: &[&str] = &["ring", "map_full", "skipped", "unwatched_softirqs"];
 pub const SELF: &[&str] = &[
     "bpf_run_ns",
     "bpf_runs",

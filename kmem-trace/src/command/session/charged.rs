@@ -159,6 +159,7 @@ impl Session {
             lag_bytes: kinds::lag_bytes(&circumstances),
             flushed: circumstances.flushed,
             lost: lost.map_full + lost.misread + lost.skipped,
+            unwatched_bytes: self.attached.unwatched().pages * circumstances.page_bytes,
         }
     }
 

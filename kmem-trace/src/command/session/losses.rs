@@ -35,6 +35,9 @@ impl Session {
         if self.slab_map_full() > self.slab_start.lost.map_full {
             limits.push("slab figures are not whole: sums by cgroup, cache and call site found no place (trace fewer cgroups)".to_owned());
         }
+        if lost.unwatched_softirqs > 0 {
+            limits.push("totals are not whole: this kernel runs no BPF program while some task of the node is current, and softirqs came over it (lost.unwatched_softirqs)".to_owned());
+        }
         if self.shares_a_guard() && !self.counts_skips() {
             limits.push("this kernel does not count probe runs that it skips: lost.skipped is a lower bound".to_owned());
         }
@@ -86,11 +89,14 @@ impl Session {
                 .map(|(_, lost)| lost)
         };
         let ring = by_role.values().map(|lost| lost.ring).sum::<u64>();
+        let unwatched = self.attached.unwatched();
         Lost {
             // Before 5.1 the kernel does not tell the program, only the reader, and that late.
             ring: ring.max(self.told_lost),
             map_full: ledger().map(|lost| lost.map_full).sum(),
             skipped: ledger().map(|lost| lost.skipped).sum(),
+            unwatched_softirqs: unwatched.softirqs,
+            unwatched_pages: unwatched.pages,
             by_role,
         }
     }
@@ -107,6 +113,7 @@ impl Session {
             objects: self.attached.tally(LOST_OBJECTS),
             misread: self.attached.tally(SLAB_MISREAD),
             skipped: by_role.values().map(|lost| lost.skipped).sum(),
+            unwatched_softirqs: self.attached.unwatched().softirqs,
             by_role,
         }
         .since(&self.slab_start.lost)
@@ -151,7 +158,9 @@ impl Session {
             .map(|totals| totals.largest)
             .max()
             .unwrap_or(0);
-        self.attached.tally(LOST_PAGES) + lost.skipped * largest.max(STOCK_PAGES)
+        self.attached.tally(LOST_PAGES)
+            + lost.skipped * largest.max(STOCK_PAGES)
+            + lost.unwatched_pages
     }
 
     /// Whether a cgroup was made and gone before its directory could be looked at: ours or not, nobody can
