@@ -22,6 +22,7 @@ use crate::{
         cgroupfs::{self, CgroupDir, MemoryMount},
         proc,
     },
+    reconcile::slab::Reading,
     view::size::{human, signed},
     workload::{self, Running, Workload},
 };
@@ -54,7 +55,7 @@ struct End {
     before: Figures,
     after: Figures,
     /// Slab that the demo made and nobody is charged for, where that was traced.
-    not_charged: Option<i64>,
+    not_charged: Option<(i64, Reading)>,
 }
 
 /// The line that `--format json` ends with.
@@ -114,7 +115,10 @@ pub async fn main(mut args: DemoArgs) -> Result<Outcome> {
             .await?;
         load?;
         let after = figures(&mount, &target)?;
-        let not_charged = trace.last_slab().map(|slab| slab.node.not_charged_bytes);
+        let not_charged = trace.last_slab().map(|slab| {
+            let reading = slab.reading(|line| !line.is_charged());
+            (slab.node.not_charged_bytes, reading)
+        });
         let end = End {
             before,
             after,
@@ -253,8 +257,8 @@ fn hint(cgroup: &str) -> String {
 
 /// `missing` bytes divided: the demo's own, and the rest, which is a remainder, as the figures are of
 /// moments some milliseconds apart. Nothing where the demo's own are not known.
-fn made_of(missing: i64, not_charged: Option<i64>) -> String {
-    let Some(own) = not_charged.filter(|own| *own > 0) else {
+fn made_of(missing: i64, not_charged: Option<(i64, Reading)>) -> String {
+    let Some((own, reading)) = not_charged.filter(|(own, _)| *own > 0) else {
         return String::new();
     };
     let rest = missing - own;
@@ -265,7 +269,8 @@ fn made_of(missing: i64, not_charged: Option<i64>) -> String {
         _ => format!(", less {bytes} that others gave back"),
     };
     format!(
-        ": {} made by the demo and charged to nobody{rest}",
+        ": {}{} made by the demo and charged to nobody{rest}",
+        reading.sign(),
         human(own.unsigned_abs())
     )
 }
@@ -296,7 +301,7 @@ fn finish(out: &mut impl Write, args: &DemoArgs, plan: &workload::Plan, end: &En
                 slab_grown_bytes: slab,
                 kmem_grown_bytes: kmem,
                 slab_not_in_usage_bytes: missing,
-                not_charged_bytes: not_charged,
+                not_charged_bytes: not_charged.map(|(bytes, _)| bytes),
             },
         )?;
         writeln!(out)?;
@@ -372,23 +377,27 @@ mod tests {
     #[test]
     fn what_is_in_no_usage_is_the_demos_own_and_a_remainder() {
         assert_eq!(
-            made_of(33 * MIB, Some(20 * MIB)),
+            made_of(33 * MIB, Some((20 * MIB, Reading::Counted))),
             ": 20.0 MiB made by the demo and charged to nobody, 13.0 MiB of others, page overhead and without an event"
         );
         assert_eq!(
-            made_of(8 * MIB, Some(20 * MIB)),
+            made_of(8 * MIB, Some((20 * MIB, Reading::Counted))),
             ": 20.0 MiB made by the demo and charged to nobody, less 12.0 MiB that others gave back"
         );
         assert_eq!(
-            made_of(20 * MIB, Some(20 * MIB)),
+            made_of(20 * MIB, Some((20 * MIB, Reading::Counted))),
             ": 20.0 MiB made by the demo and charged to nobody"
+        );
+        assert_eq!(
+            made_of(20 * MIB, Some((20 * MIB, Reading::AtMost))),
+            ": ≤ 20.0 MiB made by the demo and charged to nobody"
         );
     }
 
     #[test]
     fn without_attribution_nothing_is_divided() {
         assert_eq!(made_of(33 * MIB, None), "");
-        assert_eq!(made_of(33 * MIB, Some(0)), "");
+        assert_eq!(made_of(33 * MIB, Some((0, Reading::Counted))), "");
     }
 
     #[test]

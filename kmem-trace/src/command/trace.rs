@@ -46,7 +46,7 @@ use crate::{
     },
     view::{
         event::{self, Event},
-        json::{self, Line, PlanLine, StepLine},
+        json::{self, At, Line, PlanLine, StepLine},
         slab as view_slab, table as screen,
     },
 };
@@ -385,30 +385,31 @@ impl<'a> Trace<'a> {
         };
         self.slab_due = Instant::now() + SLAB_PAUSE;
         match self.common.format {
-            Format::Json => {
-                for line in slab.lines.iter().chain(&slab.large) {
-                    self.line(&Line::Slab(line))?;
-                }
-                for line in &slab.findings.charged {
-                    self.line(&Line::ChargedSlab(line))?;
-                }
-                for line in &slab.wrong_payers {
-                    self.line(&Line::WrongPayer(line))?;
-                }
-                for line in &slab.findings.growing {
-                    self.line(&Line::Growth(line))?;
-                }
-                for line in &slab.dead {
-                    self.line(&Line::Dead(line))?;
-                }
-                self.line(&Line::Node(&slab.node))?;
-            }
+            Format::Json => self.slab_lines(&slab)?,
             Format::Table => {
                 let result = view_slab::report(&mut self.out, &slab);
                 self.written(result)?;
             }
         }
         self.last_slab = Some(slab);
+        Ok(())
+    }
+
+    fn slab_lines(&mut self, slab: &SlabReport) -> Result<()> {
+        macro_rules! lines {
+            ($kind:ident, $lines:expr) => {
+                for line in $lines {
+                    let elapsed_s = slab.elapsed_s;
+                    self.line(&Line::$kind(At { elapsed_s, line }))?;
+                }
+            };
+        }
+        lines!(Slab, slab.lines.iter().chain(&slab.large));
+        lines!(ChargedSlab, &slab.findings.charged);
+        lines!(WrongPayer, &slab.wrong_payers);
+        lines!(Growth, &slab.findings.growing);
+        lines!(Dead, &slab.dead);
+        lines!(Node, [&slab.node]);
         Ok(())
     }
 

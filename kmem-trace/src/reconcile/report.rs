@@ -236,6 +236,8 @@ pub struct Gone {
     pub cgroup_id: u64,
     /// There is another of its name by now, which is not traced.
     pub replaced: bool,
+    /// What it made is in the figures of slab from here on too.
+    pub slab_followed: bool,
 }
 
 /// The end of a run.

@@ -261,6 +261,8 @@ impl NodeLine {
 /// Where the slab went.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SlabReport {
+    /// Seconds since the trace began, when the figures were read.
+    pub elapsed_s: f64,
     /// Most bytes first, charged before not charged.
     pub lines: Vec<SlabLine>,
     /// Pages of large kmallocs by call site: kernel memory, but no slab.
@@ -465,16 +467,19 @@ fn missing(report: &SlabReport) -> Vec<String> {
     reasons.sort_by_key(|reason| (std::cmp::Reverse(reason.bytes), reason.cache));
     let made = node.charged_bytes + node.not_charged_bytes - doubtful.bytes;
     let missing = (node.not_charged_bytes - doubtful.uncharged_bytes).max(0);
+    // As the screen shows the same sums.
+    let of_all = report.reading(|_| true).sign();
+    let of_missing = report.reading(|line| !line.is_charged()).sign();
     let mut sentences = vec![if missing > made {
         // Charged slab that was there before went: no share of what came.
         format!(
-            "{} of slab made here are in no usage; what is charged of slab fell by {} meanwhile.",
+            "{of_missing}{} of slab made here are in no usage; what is charged of slab fell by {} meanwhile.",
             human(missing.unsigned_abs()),
             human((missing - made).unsigned_abs()),
         )
     } else {
         format!(
-            "Of {} of slab made here, {} ({:.0} %) are in no usage.",
+            "Of {of_all}{} of slab made here, {of_missing}{} ({:.0} %) are in no usage.",
             human(made.unsigned_abs()),
             human(missing.unsigned_abs()),
             missing as f64 * 100.0 / made.max(1) as f64
@@ -629,6 +634,7 @@ mod tests {
     #[test]
     fn a_verdict_names_the_largest_reasons_first_with_bytes_and_count() {
         let report = SlabReport {
+            elapsed_s: 1.0,
             lines: vec![
                 line("TCP", "charged", "sk_prot_alloc+0x32", 100, 204_800),
                 line("lsm", "not-accountable", "security+0x1", 10, 320),
@@ -668,6 +674,7 @@ mod tests {
     #[test]
     fn a_verdict_says_what_would_be_charged_if_accounting_were_not_off_since_boot() {
         let report = SlabReport {
+            elapsed_s: 1.0,
             lines: vec![
                 line("lsm", "not-accountable", "a", 1, 2048),
                 line("filp", "nokmem", "b", 4, 1024),
@@ -699,6 +706,7 @@ mod tests {
                 .sum()
         };
         SlabReport {
+            elapsed_s: 1.0,
             node: NodeLine {
                 charged_bytes: sum(true),
                 not_charged_bytes: sum(false),
@@ -801,6 +809,7 @@ mod tests {
     #[test]
     fn nothing_missing_needs_no_verdict() {
         let report = SlabReport {
+            elapsed_s: 1.0,
             lines: vec![line("TCP", "charged", "x", 1, 2048)],
             large: Vec::new(),
             wrong_payers: Vec::new(),

@@ -9,6 +9,7 @@ use crate::reconcile::{
     explain::{Explanation, Verdict},
     fields::{Field, Place},
     kinds::Kinds,
+    report::Fit,
 };
 
 /// An explanation and whose it is.
@@ -268,7 +269,11 @@ fn events(out: &mut impl Write, fields: &[Field]) -> io::Result<()> {
 fn verdict(found: &Explanation) -> String {
     let mut text = match (found.verdict, found.left_over_bytes) {
         (Verdict::Explained, Some(0)) => "explained: the fields add up to the usage exactly".to_owned(),
-        (Verdict::Explained, _) => "explained: what is left over is within its bound".to_owned(),
+        (Verdict::Explained, left) => {
+            let whole = found.usage_bytes.unwrap_or(0).max(found.sum_bytes);
+            let fit = Fit::of(left.unwrap_or(0), found.bound_bytes, whole);
+            format!("explained: what is left over is {}", fit.words())
+        }
         (Verdict::Beyond, Some(left)) if left < 0 => {
             "not explained: the fields add up to more than the usage, by more than the bound".to_owned()
         }

@@ -39,6 +39,14 @@ pub struct StepLine {
     pub cannot_say: &'static str,
 }
 
+/// A line of figures that were read at one time.
+#[derive(Clone, Debug, Serialize)]
+pub struct At<'a, T> {
+    pub elapsed_s: f64,
+    #[serde(flatten)]
+    pub line: &'a T,
+}
+
 /// Any line.
 #[derive(Clone, Debug, Serialize)]
 #[serde(tag = "type", rename_all = "lowercase")]
@@ -49,14 +57,14 @@ pub enum Line<'a> {
     Report(&'a Report),
     Step(&'a StepLine),
     Gone(&'a Gone),
-    Slab(&'a SlabLine),
+    Slab(At<'a, SlabLine>),
     #[serde(rename = "charged-slab")]
-    ChargedSlab(&'a ChargedLine),
+    ChargedSlab(At<'a, ChargedLine>),
     #[serde(rename = "wrong-payer")]
-    WrongPayer(&'a WrongPayerLine),
-    Growth(&'a GrowthLine),
-    Dead(&'a DeadLine),
-    Node(&'a NodeLine),
+    WrongPayer(At<'a, WrongPayerLine>),
+    Growth(At<'a, GrowthLine>),
+    Dead(At<'a, DeadLine>),
+    Node(At<'a, NodeLine>),
     Summary(&'a Summary),
     Explain(&'a super::explain::Explained),
 }

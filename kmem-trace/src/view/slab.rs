@@ -296,22 +296,22 @@ fn charged(out: &mut impl Write, line: &ChargedLine, named: bool) -> io::Result<
             bound_bytes,
             bound_terms,
         } => {
-            let away = difference_bytes.unsigned_abs();
-            let fits = match away {
-                0 => "equal ✓".to_owned(),
-                _ if away <= bound_terms.stock + bound_terms.in_flight => {
-                    format!("{} apart, within the byte stock ✓", human(away))
+            let away = human(difference_bytes.unsigned_abs());
+            let bound = human(*bound_bytes);
+            let whole = kernel_bytes.unsigned_abs().max(events_bytes.unsigned_abs());
+            let fit = |bound_bytes| Fit::of(*difference_bytes, bound_bytes, whole);
+            let fits = match fit(*bound_bytes) {
+                _ if *difference_bytes == 0 => "equal ✓".to_owned(),
+                _ if fit(bound_terms.stock + bound_terms.in_flight) == Fit::Within => {
+                    format!("{away} apart, within the byte stock ✓")
                 }
-                _ if away <= *bound_bytes => format!(
-                    "{} apart, within the bound ✓  bound {} = {}",
-                    human(away),
-                    human(*bound_bytes),
+                Fit::Beyond => {
+                    format!("{away} apart, BEYOND THE BOUND of {bound}: objects without an event")
+                }
+                fit => format!(
+                    "{away} apart, {}  bound {bound} = {}",
+                    fit.mark(),
                     terms(bound_terms)
-                ),
-                _ => format!(
-                    "{} apart, BEYOND THE BOUND of {}: objects without an event",
-                    human(away),
-                    human(*bound_bytes)
                 ),
             };
             figure(
@@ -402,6 +402,7 @@ mod tests {
     #[test]
     fn coverage_says_how_far_off_it_may_be() {
         let mut slab = SlabReport {
+            elapsed_s: 1.0,
             lines: vec![SlabLine {
                 cgroup: "/a".to_owned(),
                 cache: "TCP".to_owned(),

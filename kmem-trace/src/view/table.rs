@@ -276,8 +276,14 @@ pub fn gone(out: &mut impl Write, gone: &Gone) -> io::Result<()> {
     };
     writeln!(
         out,
-        "\n{} was removed, seen at +{:.1} s: it has no usage any more, the slab it made is followed on{other}",
-        gone.cgroup, gone.elapsed_s
+        "\n{} was removed, seen at +{:.1} s: it has no usage any more{}{other}",
+        gone.cgroup,
+        gone.elapsed_s,
+        if gone.slab_followed {
+            ", the slab it made is followed on"
+        } else {
+            ""
+        }
     )?;
     out.flush()
 }

@@ -33,7 +33,7 @@ fn under_lockdown_it_runs_on_tracepoints_by_itself_or_says_why_not() {
     let plan = tracer.plan();
     assert_eq!(plan["mode"], "bounded", "{plan}");
     assert_eq!(plan["lockdown"], "confidentiality", "{plan}");
-    assert_eq!(tracer.role("memcg.state")["mechanism"], "tracepoint");
+    assert_eq!(tracer.role("memcg.state")["mechanism"], "BTF tracepoint");
     assert_eq!(tracer.role("counter.charge")["status"], "missing");
     let before = number(&tracer.next_report(&parent.name), "usage_bytes");
     let held = load::start(&parent, "netns tcp=500 anon=50M file=50M");

@@ -47,9 +47,13 @@ pub fn lockdown() -> String {
     chosen.map_or_else(|| "none".to_owned(), |(word, _)| word.to_owned())
 }
 
-/// Whether the kernel has the `memcg:*` tracepoints; tracefs has to be there.
+/// Whether the kernel has the `memcg:*` tracepoints: by tracefs, which is empty where it was booted locked
+/// down, or by its types.
 pub fn has_memcg_tracepoints() -> bool {
+    const TRACER: &[u8] = b"\0__traceiter_mod_memcg_state\0";
     Path::new("/sys/kernel/tracing/events/memcg/mod_memcg_state").exists()
+        || fs::read("/sys/kernel/btf/vmlinux")
+            .is_ok_and(|types| types.windows(TRACER.len()).any(|it| it == TRACER))
 }
 
 /// Whether page counters can be traced here at all.

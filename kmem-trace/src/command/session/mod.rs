@@ -403,6 +403,7 @@ impl Session {
                 cgroup: name::path(target.path_in_hierarchy.as_os_str()),
                 cgroup_id: target.id,
                 replaced: target.dir.exists(),
+                slab_followed: self.plan.slab && !self.slab_ended(),
             });
         }
     }

@@ -267,6 +267,7 @@ impl Session {
             .map(|line| line.cache.clone())
             .collect();
         let mut report = SlabReport {
+            elapsed_s: self.elapsed().as_secs_f64(),
             lines: Vec::new(),
             large: Vec::new(),
             wrong_payers: Vec::new(),
