@@ -94,6 +94,7 @@ fn build(feature: &str, linker: &Path, library: &Path, sysroot: &Sysroot) -> Res
         .env_remove("RUSTC_WORKSPACE_WRAPPER")
         .env_remove("CARGO_BUILD_TARGET")
         .env_remove("CARGO_INCREMENTAL")
+        .env_remove("CARGO_PROFILE_RELEASE_LTO")
         .status()
         .context("cannot start cargo")?;
     if !status.success() {

@@ -487,7 +487,9 @@ impl<'a> Trace<'a> {
 
     /// Takes all that waits, once nothing more comes.
     fn drain_all(&mut self) -> Result<()> {
-        while !self.drain()? || self.source.holds_back() {}
+        while !self.drain()? || self.source.holds_back() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
         Ok(())
     }
 

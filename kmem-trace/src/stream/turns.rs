@@ -8,8 +8,9 @@ use zerocopy::FromBytes as _;
 
 use super::{decode::Batch, source::now_ns};
 
-/// Records younger than this may have older ones of another CPU still to come, ns.
-const UNSETTLED_NS: u64 = 1_000_000;
+/// Records younger than this may have older ones of another CPU still to come, ns: a virtual CPU is
+/// kept from running for milliseconds, in the middle of a record too.
+const UNSETTLED_NS: u64 = 20_000_000;
 
 /// Up to when all records have come, on the programs' clock.
 pub fn settled_now() -> u64 {

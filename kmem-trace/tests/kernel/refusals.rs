@@ -115,7 +115,7 @@ fn the_kernels_own_type_information_can_be_passed_as_a_file() {
 
 #[test]
 fn without_tracefs_it_mounts_it_or_says_how() {
-    if !machine::is_vm() || !machine::needs_ledger() {
+    if !machine::is_vm() || !machine::needs_exact() {
         return;
     }
     let parent = Cgroup::top("test-tracefs");
