@@ -130,7 +130,7 @@ fn a_demo_that_follows_slab_no_longer_shows_what_it_followed() {
         return;
     }
     let ended = Tracer::start(&format!(
-        "demo -c {} --groups 1 --connections 5000 --max-overhead 0.001",
+        "demo -c {} --groups 4 --connections 10000 --max-overhead 0.001",
         own("steps-demo")
     ))
     .wait();
