@@ -4,11 +4,14 @@
 //! The kernel counts each softirq right before its tracepoint (`handle_softirqs`, kernel/softirq.c); so
 //! what it counted, less what our program on that tracepoint counted, is how many were not watched.
 
-use std::cell::{Cell, RefCell};
+use std::{
+    cell::{Cell, RefCell},
+    os::fd::AsFd as _,
+};
 
 use kmem_trace_ebpf::totals::{SOFTIRQ_MOST, SOFTIRQS_SEEN, VECTORS};
 
-use super::attach::Attached;
+use super::{attach::Attached, stats};
 use crate::kernel::proc::softirqs;
 
 /// What counts them, and beside it what says how much one moves.
@@ -24,12 +27,12 @@ pub(super) fn watches(programs: &[(&str, &str)]) -> bool {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Unwatched {
     pub softirqs: u64,
-    /// Pages that they moved, up or down, if each moved as many as the busiest that was seen of its
-    /// vector.
+    /// Pages that they moved, up or down, if each moved as many as the busiest of its vector that was
+    /// seen over a task.
     pub pages: u64,
 }
 
-/// By vector, how many were not watched.
+/// Softirqs by vector.
 type ByVector = Vec<u64>;
 
 /// The kernel's counts beside our own.
@@ -104,11 +107,10 @@ impl Attached {
             return self.watch.found.get();
         };
         let seen = self.softirqs_seen();
-        let skipped = self
-            .stats()
-            .iter()
-            .find(|(name, _)| *name == COUNTS)
-            .map_or(0, |(_, stats)| stats.skipped);
+        let program = self.ebpf.program(COUNTS).and_then(|it| it.fd().ok());
+        let skipped = program
+            .and_then(|fd| stats::of(fd.as_fd()))
+            .map_or(0, |stats| stats.skipped);
         let sure = self.watch.look(&counted, &seen, skipped);
         let found = Unwatched {
             softirqs: sure.iter().sum(),
