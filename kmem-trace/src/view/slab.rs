@@ -393,6 +393,45 @@ mod tests {
         assert_eq!(of(2049, None), "");
     }
 
+    #[test]
+    fn what_the_kernel_counts_as_charged_fits_as_everything_else_does() {
+        let fits = |kernel_bytes, difference_bytes| {
+            let bound_terms = Terms {
+                stock: 100,
+                lag: 2000,
+                ..Terms::default()
+            };
+            let line = ChargedLine {
+                cgroup: "/a".to_owned(),
+                cgroup_id: 1,
+                compared: Compared::Read {
+                    kernel_bytes,
+                    events_bytes: kernel_bytes - difference_bytes,
+                    difference_bytes,
+                    bound_bytes: bound_terms.total_bytes(),
+                    bound_terms,
+                },
+            };
+            let mut out = Vec::new();
+            charged(&mut out, &line, false).expect("memory takes it");
+            String::from_utf8(out).expect("it is text")
+        };
+        for (kernel_bytes, difference_bytes, said) in [
+            (9000, 0, "equal ✓"),
+            (9000, -100, "100 B apart, within the byte stock ✓"),
+            (9000, 101, "101 B apart, within the bound ✓  bound"),
+            (
+                90,
+                90,
+                "90 B apart, within a bound that is larger than the whole: proves little",
+            ),
+            (9000, 2101, "apart, BEYOND THE BOUND of"),
+        ] {
+            let text = fits(kernel_bytes, difference_bytes);
+            assert!(text.contains(said), "no {said} in {text}");
+        }
+    }
+
     fn shown(slab: &SlabReport) -> String {
         let mut out = Vec::new();
         report(&mut out, slab).expect("memory takes it");

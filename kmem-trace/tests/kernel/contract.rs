@@ -48,6 +48,9 @@ fn every_line_has_the_keys_of_the_contract() {
         seen += 1;
     }
     assert!(seen >= 2);
+    for line in &ended.lines[1..] {
+        assert_keys(line, &["elapsed_s"]);
+    }
     assert_keys(&summary["self"], lines::SELF);
     let verdict = summary["verdict"].as_array().expect("a list of sentences");
     assert!(!verdict.is_empty());
