@@ -162,16 +162,16 @@ pub fn state_changed(
 
 #[inline(always)]
 fn count_state(memcg: u64, cgroup_id: u64, slot: usize, pages: i32) {
+    let amount = u64::from(pages.unsigned_abs());
+    tally(PAGES_MOVED, amount);
     let Some((place, new)) = totals(cgroup_id) else {
-        lose(LOST_MAP_FULL, ROLE_STATE, u64::from(pages.unsigned_abs()));
+        lose(LOST_MAP_FULL, ROLE_STATE, amount);
         return;
     };
     // One that was gone before the trace began has no directory to tell below whom it is.
     if new && memcg != 0 && config!(can_read) == 1 {
         note_ancestry(memcg, cgroup_id);
     }
-    let amount = u64::from(pages.unsigned_abs());
-    tally(PAGES_MOVED, amount);
     unsafe {
         let sums = if pages < 0 {
             &raw mut (*place).uncharged

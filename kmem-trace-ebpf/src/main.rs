@@ -463,7 +463,7 @@ pub fn tb_memcg_lruvec_state_2(ctx: BtfTracePointContext) -> i32 {
     typed_state(ctx, true)
 }
 
-/// Beside the two above (see `softirq`).
+/// Whether programs run in softirqs at all, which free most of what the ones above see (see `softirq`).
 #[cfg(not(feature = "old"))]
 #[btf_tracepoint]
 pub fn tb_softirq_began(ctx: BtfTracePointContext) -> i32 {

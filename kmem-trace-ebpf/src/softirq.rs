@@ -10,7 +10,7 @@ use kmem_trace_ebpf::totals::{PAGES_MOVED, SOFTIRQ_MOST, SOFTIRQS_SEEN, VECTORS}
 
 use crate::maps::{own_tally, tally};
 
-/// [`PAGES_MOVED`] of this CPU when its softirq began.
+/// [`PAGES_MOVED`] of this CPU when its softirq began, and one more: 0 is not known.
 #[map]
 static SOFTIRQ_BEGAN: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
 
@@ -22,7 +22,7 @@ pub fn softirq_began(vector: u32) {
     }
     tally(SOFTIRQS_SEEN + vector, 1);
     if let (Some(began), Some(moved)) = (SOFTIRQ_BEGAN.get_ptr_mut(0), own_tally(PAGES_MOVED)) {
-        unsafe { began.write_volatile(moved.read_volatile()) };
+        unsafe { began.write_volatile(moved.read_volatile().wrapping_add(1)) };
     }
 }
 
@@ -47,7 +47,7 @@ pub fn softirq_ended(vector: u32) {
         unsafe {
             // Of one that was under way when the programs were attached the beginning is not known.
             if *began != 0 {
-                let pages = moved.read_volatile().wrapping_sub(*began);
+                let pages = moved.read_volatile().wrapping_add(1).wrapping_sub(*began);
                 if pages > most.read_volatile() && !in_ksoftirqd() {
                     most.write_volatile(pages);
                 }

@@ -42,7 +42,7 @@ use crate::{
     stream::{
         decode::{Batch, Record},
         recording::Recorder,
-        source::Source,
+        source::{Source, now_ns},
     },
     view::{
         event::{self, Event},
@@ -485,9 +485,14 @@ impl<'a> Trace<'a> {
         Ok(true)
     }
 
-    /// Takes all that waits, once nothing more comes.
+    /// Takes all that was sent until now.
     fn drain_all(&mut self) -> Result<()> {
-        while !self.drain()? || self.source.holds_back() {
+        let until = now_ns();
+        // Whoever has no reader any more takes nothing, and what is still sent may never end.
+        while !self.closed {
+            if self.drain()? && (!self.source.holds_back() || self.source.settled_ns() >= until) {
+                break;
+            }
             std::thread::sleep(Duration::from_millis(1));
         }
         Ok(())
@@ -571,7 +576,11 @@ impl<'a> Trace<'a> {
         };
         // The summary has the latest of these.
         report.own = None;
+        // What its bound has of these stays what it is told by.
+        let (softirqs, pages) = (report.lost.unwatched_softirqs, report.lost.unwatched_pages);
         report.lost = self.session.lost();
+        report.lost.unwatched_softirqs = softirqs;
+        report.lost.unwatched_pages = pages;
         let ever_beyond = self.worst == Outcome::Beyond;
         let mut verdict = verdict::sentences(&self.last, ever_beyond, stream.as_ref());
         if let Some(at) = self.session.stepped(Step::Aggregates) {

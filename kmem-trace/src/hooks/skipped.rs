@@ -8,7 +8,7 @@ use kmem_trace_ebpf::{
     totals::{CALLS_BEGUN, CALLS_COUNTED, SECOND_RUNS},
 };
 
-use super::{attach::Attached, pairs::is_second};
+use super::{attach::Attached, pairs::is_second, unwatched::WATCHES};
 
 impl Attached {
     /// Events that the programs did not see because the kernel skipped them, as far as it counts
@@ -47,7 +47,8 @@ impl Attached {
                 }
                 continue;
             }
-            if is_second(program) {
+            // What a watch misses of its own counts as not watched.
+            if is_second(program) || WATCHES.contains(program) {
                 continue;
             }
             let id = match self.ebpf.program(program) {

@@ -6,17 +6,20 @@
 
 use std::{
     cell::{Cell, RefCell},
-    os::fd::AsFd as _,
+    time::{Duration, Instant},
 };
 
 use kmem_trace_ebpf::totals::{SOFTIRQ_MOST, SOFTIRQS_SEEN, VECTORS};
 
-use super::{attach::Attached, stats};
+use super::attach::Attached;
 use crate::kernel::proc::softirqs;
 
 /// What counts them, and beside it what says how much one moves.
 pub const WATCHES: [&str; 2] = [COUNTS, "tb_softirq_ended"];
 const COUNTS: &str = "tb_softirq_began";
+
+/// Looks that lie closer together than this may both miss one softirq that is on its way.
+const APART: Duration = Duration::from_millis(20);
 
 /// Whether softirqs are watched by programs, given by role and name.
 pub(super) fn watches(programs: &[(&str, &str)]) -> bool {
@@ -41,7 +44,8 @@ pub(super) struct Watch {
     /// What the kernel counted more than we did when the programs had just been attached; `None` where
     /// it is not watched.
     before: Option<ByVector>,
-    last: RefCell<ByVector>,
+    /// When it was looked, and what was missing then.
+    last: RefCell<Option<(Instant, ByVector)>>,
     sure: RefCell<ByVector>,
     found: Cell<Unwatched>,
 }
@@ -67,20 +71,24 @@ impl Watch {
     }
 
     /// What is known after one more look. A softirq may be counted by the kernel and its program still
-    /// to run: only what two looks in a row miss is missing.
-    fn look(&self, counted: &[u64], seen: &[u64], skipped: u64) -> ByVector {
+    /// to run, for as long as a virtual CPU stands still: only what two looks miss that lie apart is missing.
+    fn look(&self, counted: &[u64], seen: &[u64], at: Instant) -> ByVector {
         let Some(before) = &self.before else {
             return ByVector::new();
         };
-        let now: ByVector = more(&more(counted, seen), before)
-            .iter()
-            .map(|missing| missing.saturating_sub(skipped))
-            .collect();
-        let last = self.last.replace(now.clone());
+        let now = more(&more(counted, seen), before);
+        let mut last = self.last.borrow_mut();
         let mut sure = self.sure.borrow_mut();
         sure.resize(now.len(), 0);
-        for (sure, (last, now)) in sure.iter_mut().zip(last.iter().zip(&now)) {
-            *sure = (*sure).max(*last.min(now));
+        match &*last {
+            Some((then, _)) if at.duration_since(*then) < APART => {}
+            Some((_, missing)) => {
+                for (sure, (missing, now)) in sure.iter_mut().zip(missing.iter().zip(&now)) {
+                    *sure = (*sure).max(*missing.min(now));
+                }
+                *last = Some((at, now));
+            }
+            None => *last = Some((at, now)),
         }
         sure.clone()
     }
@@ -107,11 +115,7 @@ impl Attached {
             return self.watch.found.get();
         };
         let seen = self.softirqs_seen();
-        let program = self.ebpf.program(COUNTS).and_then(|it| it.fd().ok());
-        let skipped = program
-            .and_then(|fd| stats::of(fd.as_fd()))
-            .map_or(0, |stats| stats.skipped);
-        let sure = self.watch.look(&counted, &seen, skipped);
+        let sure = self.watch.look(&counted, &seen, Instant::now());
         let found = Unwatched {
             softirqs: sure.iter().sum(),
             pages: (0..)
@@ -156,41 +160,60 @@ mod tests {
         }
     }
 
+    /// Looks, each long enough after the one before.
+    fn looks<const N: usize>(looks: [([u64; 2], [u64; 2]); N]) -> [ByVector; N] {
+        let (watch, mut at) = (watch(), Instant::now());
+        looks.map(|(counted, seen)| {
+            at += APART;
+            watch.look(&counted, &seen, at)
+        })
+    }
+
     #[test]
     fn what_two_looks_in_a_row_miss_was_not_watched() {
-        let watch = watch();
-        assert_eq!(watch.look(&[110, 9], &[10, 1], 0), [0, 0]);
-        assert_eq!(watch.look(&[120, 10], &[20, 2], 0), [0, 1]);
-        assert_eq!(watch.look(&[123, 12], &[20, 2], 0), [0, 1]);
-        assert_eq!(watch.look(&[130, 12], &[28, 2], 0), [2, 3]);
+        let found = looks([
+            ([110, 9], [10, 1]),
+            ([120, 10], [20, 2]),
+            ([123, 12], [20, 2]),
+            ([130, 12], [28, 2]),
+        ]);
+        assert_eq!(found, [[0, 0], [0, 1], [0, 1], [2, 3]]);
     }
 
     #[test]
     fn one_on_its_way_is_not_missing() {
-        let watch = watch();
-        watch.look(&[111, 7], &[10, 0], 0);
-        assert_eq!(watch.look(&[111, 7], &[11, 0], 0), [0, 0]);
-        assert_eq!(watch.look(&[112, 7], &[11, 0], 0), [0, 0]);
+        let found = looks([
+            ([111, 7], [10, 0]),
+            ([111, 7], [11, 0]),
+            ([112, 7], [11, 0]),
+        ]);
+        assert_eq!(found, [[0, 0]; 3]);
+    }
+
+    #[test]
+    fn looks_close_together_are_one() {
+        let (watch, start) = (watch(), Instant::now());
+        for ms in [0, 1, 10, 19] {
+            let at = start + Duration::from_millis(ms);
+            assert_eq!(watch.look(&[101, 7], &[0, 0], at), [0, 0]);
+        }
+        assert_eq!(watch.look(&[101, 7], &[0, 0], start + APART), [1, 0]);
     }
 
     #[test]
     fn what_was_found_stays_found_when_more_was_seen_meanwhile() {
-        let watch = watch();
-        watch.look(&[105, 7], &[0, 0], 0);
-        assert_eq!(watch.look(&[105, 7], &[0, 0], 0), [5, 0]);
-        assert_eq!(watch.look(&[105, 7], &[2, 0], 0), [5, 0]);
-        assert_eq!(watch.look(&[108, 7], &[4, 0], 0), [5, 0]);
-    }
-
-    #[test]
-    fn skips_that_the_kernel_counts_are_not_told_twice() {
-        let watch = watch();
-        watch.look(&[103, 9], &[0, 0], 2);
-        assert_eq!(watch.look(&[103, 9], &[0, 0], 2), [1, 0]);
+        let found = looks([
+            ([105, 7], [0, 0]),
+            ([105, 7], [0, 0]),
+            ([105, 7], [2, 0]),
+            ([108, 7], [4, 0]),
+        ]);
+        assert_eq!(found, [[0, 0], [5, 0], [5, 0], [5, 0]]);
     }
 
     #[test]
     fn nothing_is_said_where_it_is_not_watched() {
-        assert!(Watch::default().look(&[1, 2], &[0, 0], 0).is_empty());
+        let found = Watch::default().look(&[1, 2], &[0, 0], Instant::now());
+        assert!(found.is_empty());
     }
 }

@@ -467,9 +467,9 @@ fn missing(report: &SlabReport) -> Vec<String> {
     reasons.sort_by_key(|reason| (std::cmp::Reverse(reason.bytes), reason.cache));
     let made = node.charged_bytes + node.not_charged_bytes - doubtful.bytes;
     let missing = (node.not_charged_bytes - doubtful.uncharged_bytes).max(0);
-    // As the screen shows the same sums.
-    let of_all = report.reading(|_| true).sign();
-    let of_missing = report.reading(|line| !line.is_charged()).sign();
+    // By what was lost alone: what may have gone without an event is out of both, and has its sentence.
+    let [of_uncharged, of_charged] = [false, true].map(|charged| node.lost.reading(charged));
+    let (of_all, of_missing) = (of_charged.and(of_uncharged).sign(), of_uncharged.sign());
     let mut sentences = vec![if missing > made {
         // Charged slab that was there before went: no share of what came.
         format!(
