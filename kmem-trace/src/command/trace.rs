@@ -35,7 +35,7 @@ use crate::{
     reconcile::{
         growth, limit,
         overhead::{Governor, Step},
-        report::{Report, Summary},
+        report::{Lost, Report, Summary},
         slab::{self as reconcile_slab, SlabReport},
         verdict,
     },
@@ -577,10 +577,11 @@ impl<'a> Trace<'a> {
         // The summary has the latest of these.
         report.own = None;
         // What its bound has of these stays what it is told by.
-        let (softirqs, pages) = (report.lost.unwatched_softirqs, report.lost.unwatched_pages);
-        report.lost = self.session.lost();
-        report.lost.unwatched_softirqs = softirqs;
-        report.lost.unwatched_pages = pages;
+        report.lost = Lost {
+            unwatched_softirqs: report.lost.unwatched_softirqs,
+            unwatched_pages: report.lost.unwatched_pages,
+            ..self.session.lost()
+        };
         let ever_beyond = self.worst == Outcome::Beyond;
         let mut verdict = verdict::sentences(&self.last, ever_beyond, stream.as_ref());
         if let Some(at) = self.session.stepped(Step::Aggregates) {

@@ -5,7 +5,7 @@
 //! what it counted, less what our program on that tracepoint counted, is how many were not watched.
 
 use std::{
-    cell::{Cell, RefCell},
+    cell::RefCell,
     time::{Duration, Instant},
 };
 
@@ -47,7 +47,6 @@ pub(super) struct Watch {
     /// When it was looked, and what was missing then.
     last: RefCell<Option<(Instant, ByVector)>>,
     sure: RefCell<ByVector>,
-    found: Cell<Unwatched>,
 }
 
 impl Watch {
@@ -70,27 +69,32 @@ impl Watch {
         }
     }
 
-    /// What is known after one more look. A softirq may be counted by the kernel and its program still
-    /// to run, for as long as a virtual CPU stands still: only what two looks miss that lie apart is missing.
-    fn look(&self, counted: &[u64], seen: &[u64], at: Instant) -> ByVector {
+    /// Looks once more, at what the kernel counted and what we did. A softirq may be counted by the kernel
+    /// and its program still to run, for as long as a virtual CPU stands still: only what two looks miss that
+    /// lie apart is missing, and nobody looks before.
+    fn look(&self, at: Instant, counts: impl FnOnce() -> Option<(ByVector, ByVector)>) {
         let Some(before) = &self.before else {
-            return ByVector::new();
+            return;
         };
-        let now = more(&more(counted, seen), before);
         let mut last = self.last.borrow_mut();
+        if last
+            .as_ref()
+            .is_some_and(|(then, _)| at.duration_since(*then) < APART)
+        {
+            return;
+        }
+        let Some((counted, seen)) = counts() else {
+            return;
+        };
+        let now = more(&more(&counted, &seen), before);
         let mut sure = self.sure.borrow_mut();
         sure.resize(now.len(), 0);
-        match &*last {
-            Some((then, _)) if at.duration_since(*then) < APART => {}
-            Some((_, missing)) => {
-                for (sure, (missing, now)) in sure.iter_mut().zip(missing.iter().zip(&now)) {
-                    *sure = (*sure).max(*missing.min(now));
-                }
-                *last = Some((at, now));
+        if let Some((_, missing)) = &*last {
+            for (sure, (missing, now)) in sure.iter_mut().zip(missing.iter().zip(&now)) {
+                *sure = (*sure).max(*missing.min(now));
             }
-            None => *last = Some((at, now)),
         }
-        sure.clone()
+        *last = Some((at, now));
     }
 }
 
@@ -107,25 +111,20 @@ impl Attached {
     /// Softirqs that no program ran in since the programs were attached, as far as two looks show it;
     /// after they were taken off, as they were then.
     pub fn unwatched(&self) -> Unwatched {
-        if self.watch.before.is_none() {
-            return self.watch.found.get();
-        }
-        // The kernel's first: what comes between the two is none too many.
-        let Ok(counted) = softirqs::read() else {
-            return self.watch.found.get();
-        };
-        let seen = self.softirqs_seen();
-        let sure = self.watch.look(&counted, &seen, Instant::now());
-        let found = Unwatched {
+        self.watch.look(Instant::now(), || {
+            // The kernel's first: what comes between the two is none too many.
+            let counted = softirqs::read().ok()?;
+            Some((counted, self.softirqs_seen()))
+        });
+        let sure = self.watch.sure.borrow();
+        Unwatched {
             softirqs: sure.iter().sum(),
             pages: (0..)
-                .zip(&sure)
+                .zip(&*sure)
                 .filter(|(_, softirqs)| **softirqs > 0)
                 .map(|(vector, softirqs)| softirqs * self.most_moved(vector))
                 .sum(),
-        };
-        self.watch.found.set(found);
-        found
+        }
     }
 
     /// The programs are about to be taken off: what is unwatched from here on is nobody's loss.
@@ -160,12 +159,18 @@ mod tests {
         }
     }
 
+    /// What is known after one more look.
+    fn looked(watch: &Watch, counted: [u64; 2], seen: [u64; 2], at: Instant) -> ByVector {
+        watch.look(at, || Some((counted.to_vec(), seen.to_vec())));
+        watch.sure.borrow().clone()
+    }
+
     /// Looks, each long enough after the one before.
     fn looks<const N: usize>(looks: [([u64; 2], [u64; 2]); N]) -> [ByVector; N] {
         let (watch, mut at) = (watch(), Instant::now());
         looks.map(|(counted, seen)| {
             at += APART;
-            watch.look(&counted, &seen, at)
+            looked(&watch, counted, seen, at)
         })
     }
 
@@ -195,9 +200,9 @@ mod tests {
         let (watch, start) = (watch(), Instant::now());
         for ms in [0, 1, 10, 19] {
             let at = start + Duration::from_millis(ms);
-            assert_eq!(watch.look(&[101, 7], &[0, 0], at), [0, 0]);
+            assert_eq!(looked(&watch, [101, 7], [0, 0], at), [0, 0]);
         }
-        assert_eq!(watch.look(&[101, 7], &[0, 0], start + APART), [1, 0]);
+        assert_eq!(looked(&watch, [101, 7], [0, 0], start + APART), [1, 0]);
     }
 
     #[test]
@@ -213,7 +218,7 @@ mod tests {
 
     #[test]
     fn nothing_is_said_where_it_is_not_watched() {
-        let found = Watch::default().look(&[1, 2], &[0, 0], Instant::now());
+        let found = looked(&Watch::default(), [1, 2], [0, 0], Instant::now());
         assert!(found.is_empty());
     }
 }
