@@ -151,6 +151,7 @@ fn a_cgroup_is_followed_through_a_load_within_a_bound_that_means_something() {
     let held = load::start(&child, "tcp=500 anon=50M file=50M");
     thread::sleep(Duration::from_secs(2));
     let exact = tracer.plan()["mode"] == "exact";
+    let follows = tracer.role("memcg.state");
     for name in [&parent.name, &child.name] {
         let report = tracer.next_report(name);
         lines::assert_keys(&report, lines::REPORT);
@@ -173,6 +174,14 @@ fn a_cgroup_is_followed_through_a_load_within_a_bound_that_means_something() {
     let summary = ended.assert_fine();
     lines::assert_holds(summary);
     lines::of_type(&ended.lines, "report").for_each(lines::assert_holds);
+    if follows["mechanism"] == "BTF tracepoint" && !exact {
+        // Softirqs are watched, of slab too.
+        let node = lines::of_type(&ended.lines, "node").last();
+        for line in node.into_iter().chain([summary]) {
+            number(&line["lost"], "unwatched_softirqs");
+            number(&line["lost"], "unwatched_pages");
+        }
+    }
 }
 
 /// A cgroup that is gone has no directory to be named by, and its ancestors are charged with what it

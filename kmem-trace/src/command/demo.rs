@@ -72,6 +72,8 @@ struct DemoLine {
     slab_not_in_usage_bytes: Option<i64>,
     /// Of these: made by the demo and charged to nobody; absent where slab was not attributed.
     not_charged_bytes: Option<i64>,
+    /// How that is to be read, after losses.
+    not_charged_are: Option<Reading>,
 }
 
 /// `kmem-trace demo`.
@@ -265,8 +267,11 @@ fn made_of(missing: i64, not_charged: Option<(i64, Reading)>) -> String {
     let bytes = human(rest.unsigned_abs());
     let rest = match rest {
         0 => String::new(),
-        1.. => format!(", {bytes} of others, page overhead and without an event"),
-        _ => format!(", less {bytes} that others gave back"),
+        1.. => format!(
+            ", {}{bytes} of others, page overhead and without an event",
+            reading.of_the_rest().sign()
+        ),
+        _ => format!(", less {}{bytes} that others gave back", reading.sign()),
     };
     format!(
         ": {}{} made by the demo and charged to nobody{rest}",
@@ -302,6 +307,7 @@ fn finish(out: &mut impl Write, args: &DemoArgs, plan: &workload::Plan, end: &En
                 kmem_grown_bytes: kmem,
                 slab_not_in_usage_bytes: missing,
                 not_charged_bytes: not_charged.map(|(bytes, _)| bytes),
+                not_charged_are: not_charged.map(|(_, reading)| reading),
             },
         )?;
         writeln!(out)?;
@@ -391,6 +397,14 @@ mod tests {
         assert_eq!(
             made_of(20 * MIB, Some((20 * MIB, Reading::AtMost))),
             ": ≤ 20.0 MiB made by the demo and charged to nobody"
+        );
+        assert_eq!(
+            made_of(33 * MIB, Some((20 * MIB, Reading::AtLeast))),
+            ": ≥ 20.0 MiB made by the demo and charged to nobody, ≤ 13.0 MiB of others, page overhead and without an event"
+        );
+        assert_eq!(
+            made_of(8 * MIB, Some((20 * MIB, Reading::AtLeast))),
+            ": ≥ 20.0 MiB made by the demo and charged to nobody, less ≥ 12.0 MiB that others gave back"
         );
     }
 

@@ -392,6 +392,11 @@ impl Attached {
         })
     }
 
+    /// One tally as each CPU has it, by its number; nothing where it cannot be read.
+    pub(super) fn by_cpu(&self, which: u32) -> Vec<u64> {
+        self.kept.tallies(&self.ebpf, which).unwrap_or_default()
+    }
+
     /// Time in the programs (ns) and their runs; `None` while the kernel does not measure.
     pub fn run_time(&self) -> Option<(u64, u64)> {
         let (ns, runs) = self.stats().iter().fold((0, 0), |(ns, runs), (_, stats)| {

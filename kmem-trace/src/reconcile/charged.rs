@@ -65,7 +65,7 @@ pub struct Facts {
     pub flushed: bool,
     /// Events that could not be counted.
     pub lost: u64,
-    /// What softirqs that no program ran in moved at most.
+    /// What softirqs that no program ran in moved at most: whole pages, and objects within one each.
     pub unwatched_bytes: u64,
 }
 

@@ -16,9 +16,9 @@ pub struct Lost {
     /// Runs of the ledger's programs that the kernel skipped, as far as it counts them.
     pub skipped: u64,
     /// Softirqs in which the kernel ran no program at all, and the pages that they moved at most:
-    /// as many each as the busiest of their vector that was seen.
-    pub unwatched_softirqs: u64,
-    pub unwatched_pages: u64,
+    /// as many each as the busiest of their vector that was seen. `None` where softirqs are not watched.
+    pub unwatched_softirqs: Option<u64>,
+    pub unwatched_pages: Option<u64>,
     /// Which roles lost them, and runs skipped of roles beside the ledger; roles that lost nothing
     /// are left out. Of slab roles only records are here, the rest is in [`super::slab::SlabLost`].
     pub by_role: BTreeMap<&'static str, RoleLost>,
@@ -33,17 +33,10 @@ pub struct RoleLost {
 }
 
 impl Lost {
+    /// Nothing that is known.
     pub fn is_nothing(&self) -> bool {
-        *self == Self::default()
-    }
-
-    /// The roles that lost any of one kind: `counter.charge 3, counter.uncharge 1`.
-    pub fn roles(&self, of: fn(&RoleLost) -> u64) -> Vec<(&'static str, u64)> {
-        self.by_role
-            .iter()
-            .map(|(role, lost)| (*role, of(lost)))
-            .filter(|(_, count)| *count > 0)
-            .collect()
+        let counted = self.ring + self.map_full + self.skipped;
+        counted == 0 && self.unwatched_softirqs.is_none_or(|it| it == 0) && self.by_role.is_empty()
     }
 }
 

@@ -98,6 +98,15 @@ impl Reading {
             .fold(Self::Counted, |all, line| all.and(line.bytes_are))
     }
 
+    /// Of what is left of a known sum when a figure that is to be read so is taken off.
+    pub fn of_the_rest(self) -> Self {
+        match self {
+            Self::AtLeast => Self::AtMost,
+            Self::AtMost => Self::AtLeast,
+            other => other,
+        }
+    }
+
     /// Before a figure on the screen.
     pub fn sign(self) -> &'static str {
         match self {
@@ -120,14 +129,22 @@ pub struct SlabLost {
     pub misread: u64,
     /// Runs of the slab programs that the kernel skipped, as far as it counts them.
     pub skipped: u64,
-    /// Softirqs in which the kernel ran no program at all.
-    pub unwatched_softirqs: u64,
+    /// Softirqs in which the kernel ran no program at all, and the pages that they moved at most; `None`
+    /// where softirqs are not watched.
+    pub unwatched_softirqs: Option<u64>,
+    pub unwatched_pages: Option<u64>,
     pub by_role: BTreeMap<&'static str, RoleLost>,
 }
 
 impl SlabLost {
+    /// Nothing that is known.
     pub fn is_nothing(&self) -> bool {
-        *self == Self::default()
+        let counted = self.map_full + self.objects + self.misread + self.skipped;
+        counted == 0 && !self.is_unwatched() && self.by_role.is_empty()
+    }
+
+    fn is_unwatched(&self) -> bool {
+        self.unwatched_softirqs.is_some_and(|softirqs| softirqs > 0)
     }
 
     /// Without what was lost before the figures began, which they do not hold either.
@@ -136,9 +153,12 @@ impl SlabLost {
         self.objects = self.objects.saturating_sub(before.objects);
         self.misread = self.misread.saturating_sub(before.misread);
         self.skipped = self.skipped.saturating_sub(before.skipped);
-        self.unwatched_softirqs = self
-            .unwatched_softirqs
-            .saturating_sub(before.unwatched_softirqs);
+        // Before the second look nothing is known, and nothing taken off.
+        let less = |now: Option<u64>, before: Option<u64>| {
+            now.map(|now| now.saturating_sub(before.unwrap_or(0)))
+        };
+        self.unwatched_softirqs = less(self.unwatched_softirqs, before.unwatched_softirqs);
+        self.unwatched_pages = less(self.unwatched_pages, before.unwatched_pages);
         for (role, lost) in &mut self.by_role {
             if let Some(before) = before.by_role.get(role) {
                 lost.map_full = lost.map_full.saturating_sub(before.map_full);
@@ -154,7 +174,8 @@ impl SlabLost {
         let any = |role: &str, of: fn(&RoleLost) -> u64| self.by_role.get(role).map_or(0, of) > 0;
         let of = |lost: &RoleLost| lost.map_full + lost.skipped;
         // Which of the two was misread, or not watched, or which helper's run was skipped, nobody knows.
-        let both = self.misread + self.unwatched_softirqs > 0
+        let both = self.misread > 0
+            || self.is_unwatched()
             || self.by_role.iter().any(|(role, lost)| {
                 !matches!(*role, "slab.alloc" | "slab.free") && lost.skipped > 0
             });
@@ -852,11 +873,13 @@ mod tests {
         };
         assert_eq!(both(&misread), [Reading::About; 2]);
         let unwatched = SlabLost {
-            unwatched_softirqs: 1,
+            unwatched_softirqs: Some(1),
             ..SlabLost::default()
         };
         assert_eq!(both(&unwatched), [Reading::About; 2]);
         assert!(unwatched.clone().since(&unwatched).is_nothing());
+        let from_the_start = unwatched.clone().since(&SlabLost::default());
+        assert_eq!(from_the_start, unwatched);
         assert_eq!(Reading::AtLeast.sign(), "≥ ");
     }
 

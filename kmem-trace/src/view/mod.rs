@@ -4,6 +4,7 @@ pub mod doctor;
 pub mod event;
 pub mod explain;
 pub mod json;
+pub mod lost;
 pub mod name;
 pub mod size;
 pub mod slab;

@@ -3,8 +3,9 @@
 use std::io::{self, Write};
 
 use super::{
+    lost,
     size::{self, count, human, plain},
-    table::{named, row},
+    table::row,
 };
 use crate::reconcile::{
     charged::{ChargedLine, Compared, Terms},
@@ -74,39 +75,8 @@ pub fn report(out: &mut impl Write, slab: &SlabReport) -> io::Result<()> {
     }
     dead(out, slab)?;
     self::node(out, node)?;
-    let lost = &node.lost;
-    if !lost.is_nothing() {
-        let roles: Vec<_> = lost
-            .by_role
-            .iter()
-            .map(|(role, lost)| (*role, lost.map_full + lost.skipped))
-            .filter(|(_, count)| *count > 0)
-            .collect();
-        let told: Vec<String> = [
-            (
-                lost.map_full,
-                "slab events",
-                " (map full: trace fewer cgroups)",
-            ),
-            (lost.objects, "objects not remembered", " (--max-objects)"),
-            (lost.misread, "objects misread", ""),
-            (lost.skipped, "program runs skipped by the kernel", ""),
-            (
-                lost.unwatched_softirqs,
-                "softirqs",
-                " (the kernel ran no program in them)",
-            ),
-        ]
-        .into_iter()
-        .filter(|(lost, ..)| *lost > 0)
-        .map(|(lost, what, why)| format!("{} {what}{why}", count(lost)))
-        .collect();
-        writeln!(
-            out,
-            "  LOST: {}{}: ≥ at least, ≤ at most, ≈ about",
-            told.join(", "),
-            named(&roles)
-        )?;
+    if let Some(lost) = lost::of_slab(&node.lost) {
+        writeln!(out, "  {lost}")?;
     }
     out.flush()
 }

@@ -4,9 +4,10 @@ use std::io::{self, Write};
 
 use super::{
     json::StepLine,
+    lost,
     size::{self, count, human, plain, share, signed},
 };
-use crate::reconcile::report::{Gone, Lost, Report, SelfCost, Summary, is_ledger};
+use crate::reconcile::report::{Gone, Report, SelfCost, Summary};
 
 /// What stands above every screen.
 #[derive(Clone, Debug)]
@@ -165,7 +166,7 @@ pub fn report(out: &mut impl Write, report: &Report, usage_file: &str) -> io::Re
         out,
         "since start: {}{}",
         rate.unwrap_or_default(),
-        lost_text(&report.lost)
+        lost::of_ledger(&report.lost)
     )?;
     for limit in &report.limits {
         writeln!(out, "  note: {limit}")?;
@@ -192,76 +193,6 @@ fn bound_text(report: &Report) -> String {
         report.fit().mark()
     };
     format!("{verdict}  bound {} = {parts}", human(report.bound_bytes))
-}
-
-fn lost_text(lost: &Lost) -> String {
-    if lost.is_nothing() {
-        return "of the ledger, nothing lost".to_owned();
-    }
-    let (charges, events): (Vec<_>, Vec<_>) = lost
-        .roles(|it| it.map_full)
-        .into_iter()
-        .partition(|(role, _)| is_ledger(role));
-    let (runs, other_runs): (Vec<_>, Vec<_>) = lost
-        .roles(|it| it.skipped)
-        .into_iter()
-        .partition(|(role, _)| is_ledger(role));
-    let sum = |roles: &[(&str, u64)]| roles.iter().map(|(_, lost)| lost).sum();
-    let told: Vec<String> = [
-        (
-            lost.ring,
-            "records",
-            lost.roles(|it| it.ring),
-            "ring full; totals not touched",
-        ),
-        (
-            lost.map_full,
-            "charges",
-            charges,
-            "map full or unreadable: totals are lower bounds",
-        ),
-        (
-            sum(&events),
-            "other events",
-            events,
-            "map full or unreadable",
-        ),
-        (
-            lost.skipped,
-            "program runs",
-            runs,
-            "skipped by the kernel: for each, the largest charge seen is in the bound",
-        ),
-        (
-            lost.unwatched_softirqs,
-            "softirqs",
-            Vec::new(),
-            "the kernel ran no program in them: for each, the most that one was seen to move is in the bound",
-        ),
-        (
-            sum(&other_runs),
-            "other program runs",
-            other_runs,
-            "skipped by the kernel; not the ledger's",
-        ),
-    ]
-    .into_iter()
-    .filter(|(lost, ..)| *lost > 0)
-    .map(|(lost, what, by, why)| format!("{} {what}{} ({why})", count(lost), named(&by)))
-    .collect();
-    format!("LOST: {}", told.join(", "))
-}
-
-/// ` [counter.charge 3, counter.uncharge 1]`; nothing where there is none.
-pub(super) fn named(roles: &[(&str, u64)]) -> String {
-    if roles.is_empty() {
-        return String::new();
-    }
-    let each: Vec<String> = roles
-        .iter()
-        .map(|(role, lost)| format!("{role} {}", count(*lost)))
-        .collect();
-    format!(" [{}]", each.join(", "))
 }
 
 /// Prints that a traced cgroup is no more.
@@ -363,76 +294,4 @@ fn cost_text(own: &SelfCost) -> String {
 pub(super) fn row(out: &mut impl Write, label: &str, figure: &str, remark: &str) -> io::Result<()> {
     let line = format!("{label:<LABEL$}{figure:>FIGURE$}   {remark}");
     writeln!(out, "{}", line.trim_end())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::reconcile::report::RoleLost;
-
-    #[test]
-    fn what_is_lost_is_told_by_role_and_only_the_ledgers_are_charges() {
-        assert_eq!(lost_text(&Lost::default()), "of the ledger, nothing lost");
-        let of = |map_full| RoleLost {
-            map_full,
-            ..RoleLost::default()
-        };
-        let lost = Lost {
-            map_full: 3,
-            by_role: [("counter.charge", of(3)), ("limit.write", of(2))].into(),
-            ..Lost::default()
-        };
-        let said = lost_text(&lost);
-        assert!(
-            said.contains(
-                "3 charges [counter.charge 3] (map full or unreadable: totals are lower bounds), 2 other events [limit.write 2] (map full or unreadable)"
-            ),
-            "{said}"
-        );
-        assert!(
-            !said.contains("records") && !said.contains("runs"),
-            "{said}"
-        );
-    }
-
-    #[test]
-    fn runs_skipped_beside_the_ledger_are_told_apart_from_its_own() {
-        let of = |skipped| RoleLost {
-            skipped,
-            ..RoleLost::default()
-        };
-        let beside = Lost {
-            by_role: [("charge.user", of(5))].into(),
-            ..Lost::default()
-        };
-        let said = lost_text(&beside);
-        assert!(
-            said.starts_with("LOST: 5 other program runs [charge.user 5]"),
-            "{said}"
-        );
-        let both = Lost {
-            skipped: 3,
-            by_role: [("charge.user", of(5)), ("counter.charge", of(3))].into(),
-            ..Lost::default()
-        };
-        let said = lost_text(&both);
-        assert!(
-            said.starts_with("LOST: 3 program runs [counter.charge 3] (")
-                && said.contains(", 5 other program runs [charge.user 5] ("),
-            "{said}"
-        );
-    }
-
-    #[test]
-    fn softirqs_without_programs_are_a_loss_of_their_own() {
-        let said = lost_text(&Lost {
-            unwatched_softirqs: 2,
-            unwatched_pages: 78,
-            ..Lost::default()
-        });
-        assert_eq!(
-            said,
-            "LOST: 2 softirqs (the kernel ran no program in them: for each, the most that one was seen to move is in the bound)"
-        );
-    }
 }

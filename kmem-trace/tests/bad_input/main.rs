@@ -199,8 +199,8 @@ fn undamaged_samples_are_accepted_by_their_parsers() {
     );
     assert!(cgroupfs::parse_cgroups(&sample("cgroups")).is_ok());
     assert!(proc::cpus::parse_list(&sample("cpus")).is_ok());
-    let vectors = proc::softirqs::parse(&sample("softirqs"));
-    assert_eq!(vectors.expect("valid").len(), 10);
+    let softirqs = proc::softirqs::parse(&sample("softirqs")).expect("valid");
+    assert_eq!(softirqs.len(), 10);
     assert!(proc::zoneinfo::parse(&sample("zoneinfo")).is_ok_and(|pages| pages > 0));
     assert_eq!(text::segments(&core_file()).expect("valid").len(), 2);
     let found = kmem_trace::hooks::site::find(&function()[1..], 0x1000, 2, &Default::default());

@@ -51,9 +51,22 @@ fn every_line_has_the_keys_of_the_contract() {
     for line in &ended.lines[1..] {
         assert_keys(line, &["elapsed_s"]);
     }
+    let nodes: Vec<_> = lines::of_type(&ended.lines, "node").collect();
+    let followed = plan["roles"]
+        .as_array()
+        .is_some_and(|roles| roles.iter().any(is_slab_followed));
+    assert_eq!(nodes.is_empty(), !followed, "{plan}");
+    for node in nodes {
+        assert_keys(node, lines::NODE);
+        assert_keys(&node["lost"], lines::NODE_LOST);
+    }
     assert_keys(&summary["self"], lines::SELF);
     let verdict = summary["verdict"].as_array().expect("a list of sentences");
     assert!(!verdict.is_empty());
+}
+
+fn is_slab_followed(role: &Value) -> bool {
+    role["role"] == "slab.alloc" && role["default"] == true
 }
 
 #[test]

@@ -150,5 +150,6 @@ fn a_cgroup_made_again_under_the_same_name_is_not_held_against_the_ledger_of_the
     ended.assert_fine();
     let gone: Vec<_> = lines::of_type(&ended.lines, "gone").collect();
     assert_eq!(gone.len(), 1, "{gone:?}");
+    lines::assert_keys(gone[0], lines::GONE);
     assert_eq!(gone[0]["cgroup"].as_str(), Some(first.name.as_str()));
 }

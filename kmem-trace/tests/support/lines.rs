@@ -104,7 +104,46 @@ pub const BREAKDOWN: &[&str] = &[
     "other_kernel",
     "stock",
 ];
-pub const LOST: &[&str] = &["ring", "map_full", "skipped", "unwatched_softirqs"];
+pub const LOST: &[&str] = &[
+    "ring",
+    "map_full",
+    "skipped",
+    "unwatched_softirqs",
+    "unwatched_pages",
+    "by_role",
+];
+pub const NODE: &[&str] = &[
+    "elapsed_s",
+    "slab_delta_bytes",
+    "charged_bytes",
+    "not_charged_bytes",
+    "other_cgroups_bytes",
+    "large_kmalloc_bytes",
+    "overhead_bytes",
+    "unseen_bytes",
+    "residual_bytes",
+    "residual_bound_bytes",
+    "has_slabinfo",
+    "others",
+    "lost",
+];
+/// Of slab.
+pub const NODE_LOST: &[&str] = &[
+    "map_full",
+    "objects",
+    "misread",
+    "skipped",
+    "unwatched_softirqs",
+    "unwatched_pages",
+    "by_role",
+];
+pub const GONE: &[&str] = &[
+    "elapsed_s",
+    "cgroup",
+    "cgroup_id",
+    "replaced",
+    "slab_followed",
+];
 pub const SELF: &[&str] = &[
     "bpf_run_ns",
     "bpf_runs",

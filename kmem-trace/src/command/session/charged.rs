@@ -152,6 +152,8 @@ impl Session {
     fn charged_facts(&self, target: &CgroupDir) -> Facts {
         let circumstances = self.circumstances(target);
         let lost = self.slab_lost();
+        // Of each what it frees in a page that stays is no page that moves.
+        let unwatched = lost.unwatched_pages.unwrap_or(0) + lost.unwatched_softirqs.unwrap_or(0);
         Facts {
             page_bytes: circumstances.page_bytes,
             online_cpus: circumstances.online_cpus,
@@ -159,7 +161,7 @@ impl Session {
             lag_bytes: kinds::lag_bytes(&circumstances),
             flushed: circumstances.flushed,
             lost: lost.map_full + lost.misread + lost.skipped,
-            unwatched_bytes: self.attached.unwatched().pages * circumstances.page_bytes,
+            unwatched_bytes: unwatched * circumstances.page_bytes,
         }
     }
 

@@ -35,8 +35,11 @@ impl Session {
         if self.slab_map_full() > self.slab_start.lost.map_full {
             limits.push("slab figures are not whole: sums by cgroup, cache and call site found no place (trace fewer cgroups)".to_owned());
         }
-        if lost.unwatched_softirqs > 0 {
-            limits.push("totals are not whole: this kernel runs no BPF program while some task of the node is current, and softirqs came over it (lost.unwatched_softirqs)".to_owned());
+        match lost.unwatched_softirqs {
+            Some(1..) => limits.push("totals are not whole: this kernel runs no BPF program while some task of the node is current, and softirqs came over it (lost.unwatched_softirqs)".to_owned()),
+            // Nothing else tells these from what is unexplained.
+            None if !self.plan.exact && !self.attached.watches_softirqs() => limits.push("whether programs run in every softirq is not known (that takes BTF tracepoints and /proc/softirqs): lost.unwatched_softirqs is null".to_owned()),
+            _ => {}
         }
         if self.shares_a_guard() && !self.counts_skips() {
             limits.push("this kernel does not count probe runs that it skips: lost.skipped is a lower bound".to_owned());
@@ -95,8 +98,8 @@ impl Session {
             ring: ring.max(self.told_lost),
             map_full: ledger().map(|lost| lost.map_full).sum(),
             skipped: ledger().map(|lost| lost.skipped).sum(),
-            unwatched_softirqs: unwatched.softirqs,
-            unwatched_pages: unwatched.pages,
+            unwatched_softirqs: unwatched.map(|it| it.softirqs),
+            unwatched_pages: unwatched.map(|it| it.pages),
             by_role,
         }
     }
@@ -108,12 +111,14 @@ impl Session {
             lost.ring = 0;
             is_slab(role) && *lost != RoleLost::default()
         });
+        let unwatched = self.attached.unwatched();
         SlabLost {
             map_full: by_role.values().map(|lost| lost.map_full).sum(),
             objects: self.attached.tally(LOST_OBJECTS),
             misread: self.attached.tally(SLAB_MISREAD),
             skipped: by_role.values().map(|lost| lost.skipped).sum(),
-            unwatched_softirqs: self.attached.unwatched().softirqs,
+            unwatched_softirqs: unwatched.map(|it| it.softirqs),
+            unwatched_pages: unwatched.map(|it| it.pages),
             by_role,
         }
         .since(&self.slab_start.lost)
@@ -160,7 +165,7 @@ impl Session {
             .unwrap_or(0);
         self.attached.tally(LOST_PAGES)
             + lost.skipped * largest.max(STOCK_PAGES)
-            + lost.unwatched_pages
+            + lost.unwatched_pages.unwrap_or(0)
     }
 
     /// Whether a cgroup was made and gone before its directory could be looked at: ours or not, nobody can

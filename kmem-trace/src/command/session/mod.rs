@@ -213,6 +213,8 @@ impl Session {
         session.look_around();
         session.slab_prepare();
         tokio::time::sleep_until(settled).await;
+        // The first look at softirqs; the first report's is the second.
+        session.attached.unwatched();
         session.slab_begin();
         if session.plan.slab {
             session.charged_begin();

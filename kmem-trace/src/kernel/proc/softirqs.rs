@@ -1,4 +1,4 @@
-//! `/proc/softirqs`: how many softirqs ran, as the kernel itself counts them.
+//! `/proc/softirqs`: how many softirqs each CPU ran, as the kernel itself counts them.
 
 use std::path::Path;
 
@@ -6,33 +6,44 @@ use crate::kernel::file::{self, FileError, LineError};
 
 const PATH: &str = "/proc/softirqs";
 
-/// Softirqs since boot by vector, in the kernel's order, all CPUs together
-/// (`show_softirqs`, fs/proc/softirqs.c). A CPU's own count has 32 bits, and begins again after them.
+/// Softirqs since boot, modulo 2³²: for each vector, in the kernel's order, a count for each possible
+/// CPU (`show_softirqs`, fs/proc/softirqs.c), whose numbers have no gaps on x86
+/// (`topology_init_possible_cpus`).
+pub type ByVector = Vec<Vec<u32>>;
+
+/// What this kernel counted.
 ///
 /// # Errors
 /// [`FileError`].
-pub fn read() -> Result<Vec<u64>, FileError> {
+pub fn read() -> Result<ByVector, FileError> {
     file::read_as(Path::new(PATH), parse)
 }
 
-/// Parses a line of CPUs and, for each vector, its name and a count for each CPU.
+/// Parses a line of CPUs and, for each vector, its name and a count for each of them.
 ///
 /// # Errors
 /// [`LineError`].
-pub fn parse(bytes: &[u8]) -> Result<Vec<u64>, LineError> {
-    file::lines(bytes)
-        .skip(1)
-        .map(|(number, line)| {
-            let wrong = || LineError::new(number, "not a line of a vector's name and its counts");
+pub fn parse(bytes: &[u8]) -> Result<ByVector, LineError> {
+    let number = |word| u32::try_from(file::number(word)?).ok();
+    let mut lines = file::lines(bytes);
+    let cpus = lines
+        .next()
+        .map_or(0, |(_, line)| file::words(line).count());
+    let vectors: ByVector = lines
+        .map(|(at, line)| {
             let mut words = file::words(line);
-            if !words.next().is_some_and(|name| name.ends_with(b":")) {
-                return Err(wrong());
-            }
             words
-                .try_fold(0_u64, |sum, word| sum.checked_add(file::number(word)?))
-                .ok_or_else(wrong)
+                .next()
+                .filter(|name| name.ends_with(b":"))
+                .and_then(|_| words.map(number).collect::<Option<Vec<_>>>())
+                .filter(|counts| counts.len() == cpus)
+                .ok_or_else(|| LineError::new(at, "not a vector's name and a count for each CPU"))
         })
-        .collect()
+        .collect::<Result<_, _>>()?;
+    if cpus == 0 || vectors.is_empty() {
+        return Err(LineError::new(1, "no CPUs or no vectors"));
+    }
+    Ok(vectors)
 }
 
 #[cfg(test)]
@@ -42,19 +53,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_vector_is_summed_over_the_cpus() {
+    fn each_vector_has_the_counts_of_its_cpus() {
         let text = b"                    CPU0       CPU1       \n          HI:          0          1\n       TIMER:     469524     375667\n         RCU:   14379622   15021016\n";
-        assert_eq!(parse(text), Ok(vec![1, 845_191, 29_400_638]));
-        assert_eq!(parse(b""), Ok(Vec::new()));
+        let counts = [[0, 1], [469_524, 375_667], [14_379_622, 15_021_016]];
+        assert_eq!(parse(text), Ok(counts.map(Vec::from).to_vec()));
     }
 
     #[test]
     fn nonsense_is_refused() {
         for bad in [
-            &b"CPU0\nHI 1\n"[..],
+            &b""[..],
+            b"CPU0\n",
+            b"CPU0\nHI 1\n",
             b"CPU0\nHI: x\n",
             b"CPU0\nHI: -1\n",
-            b"CPU0\nHI: 18446744073709551615 1\n",
+            b"CPU0\nHI: 4294967296\n",
+            b"CPU0 CPU1\nHI: 1\n",
+            b"\nHI:\n",
         ] {
             assert!(parse(bad).is_err(), "{bad:?}");
         }
@@ -62,8 +77,11 @@ mod tests {
 
     #[test]
     fn this_kernel_counts_its_vectors() {
-        let vectors = read().expect("softirqs");
-        assert!(vectors.iter().any(|count| *count > 0), "{vectors:?}");
+        let counts = read().expect("softirqs");
+        assert!(
+            counts.iter().flatten().any(|count| *count > 0),
+            "{counts:?}"
+        );
     }
 
     proptest! {
