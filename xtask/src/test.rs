@@ -64,7 +64,7 @@ type Part = (&'static str, &'static [&'static str]);
 const HOW_MUCH: Part = (
     "kernel",
     &[
-        "contract::",
+        "contract::events",
         "exact::a_",
         "exact::by_",
         "exact::two_traces_at",

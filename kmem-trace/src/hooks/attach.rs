@@ -9,7 +9,9 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use aya::{
     Btf, Ebpf,
     maps::{Array, HashMap as KernelHashMap, Map, MapData, PerfEventArray, RingBuf},
-    programs::{BtfTracePoint, FEntry, FExit, KProbe, Program, RawTracePoint, TracePoint},
+    programs::{
+        BtfTracePoint, FEntry, FExit, KProbe, Program, ProgramError, RawTracePoint, TracePoint,
+    },
     util::nr_cpus,
 };
 use kmem_trace_ebpf::{
@@ -25,7 +27,9 @@ use super::{
     allowed::cause,
     features::{Lacking, Object},
     kept::{Kept, Slab},
-    loader, pairs,
+    loader,
+    loading::{self, refusal},
+    pairs,
     plan::Plan,
     recycling,
     site::AllSites,
@@ -254,7 +258,8 @@ pub fn attach(plan: &Plan, config: &Config, wanted: &Wanted<'_>) -> Result<Attac
         .flat_map(|(_, candidate)| candidate.hooks)
         .copied()
         .collect();
-    pairs::join(&mut ebpf, btf, &hooks);
+    loading::all(&mut ebpf, &hooks, btf);
+    pairs::join(&mut ebpf, &hooks);
     let mut programs = Vec::new();
     let mut placed: Vec<Hook> = Vec::new();
     let mut refused: Vec<Refused> = Vec::new();
@@ -462,15 +467,12 @@ fn place(ebpf: &mut Ebpf, hook: &Hook, sites: &AllSites, btf: Option<&Btf>) -> R
     let program = ebpf
         .program_mut(hook.program)
         .with_context(|| format!("the object has no program {}", hook.program))?;
-    let loaded = program.fd().is_ok();
-    let refused = |error: aya::programs::ProgramError| anyhow!(refusal(&error));
-    let closed = |error: aya::programs::ProgramError| anyhow!(Closed(refusal(&error)));
+    loading::one(program, hook, btf)?;
+    let refused = |error: ProgramError| anyhow!(refusal(&error));
+    let closed = |error: ProgramError| anyhow!(Closed(refusal(&error)));
     match hook.place {
         Place::Kprobe | Place::Kretprobe => {
             let program: &mut KProbe = program.try_into()?;
-            if !loaded {
-                program.load().map_err(refused)?;
-            }
             program.attach(hook.symbol, 0).map_err(refused)?;
         }
         Place::Inside { .. } | Place::Returns => {
@@ -485,48 +487,28 @@ fn place(ebpf: &mut Ebpf, hook: &Hook, sites: &AllSites, btf: Option<&Btf>) -> R
                 _ => vec![sites.entry],
             };
             let program: &mut KProbe = program.try_into()?;
-            if !loaded {
-                program.load().map_err(refused)?;
-            }
             for offset in offsets {
                 program.attach(hook.symbol, offset).map_err(refused)?;
             }
         }
         Place::Fentry => {
             let program: &mut FEntry = program.try_into()?;
-            program
-                .load(hook.symbol, btf.context("no type information")?)
-                .map_err(refused)?;
             program.attach().map_err(closed)?;
         }
         Place::Fexit => {
             let program: &mut FExit = program.try_into()?;
-            program
-                .load(hook.symbol, btf.context("no type information")?)
-                .map_err(refused)?;
             program.attach().map_err(closed)?;
         }
         Place::RawTracepoint => {
             let program: &mut RawTracePoint = program.try_into()?;
-            if !loaded {
-                program.load().map_err(refused)?;
-            }
             program.attach(hook.symbol).map_err(refused)?;
         }
         Place::BtfTracepoint(_) => {
             let program: &mut BtfTracePoint = program.try_into()?;
-            if !loaded {
-                program
-                    .load(hook.symbol, btf.context("no type information")?)
-                    .map_err(refused)?;
-            }
             program.attach().map_err(refused)?;
         }
         Place::Tracepoint(category) => {
             let program: &mut TracePoint = program.try_into()?;
-            if !loaded {
-                program.load().map_err(refused)?;
-            }
             program.attach(category, hook.symbol).map_err(refused)?;
         }
     }
@@ -542,25 +524,4 @@ fn say_verified(ebpf: &Ebpf) {
             log::debug!("{name}: {verified} instructions verified");
         }
     }
-}
-
-/// What the kernel said, in one line; the verifier's log, where there is one, by its last words.
-fn refusal(error: &aya::programs::ProgramError) -> String {
-    if let aya::programs::ProgramError::LoadError {
-        io_error,
-        verifier_log,
-    } = error
-    {
-        log::debug!("verifier: {verifier_log}");
-        let text = verifier_log.to_string();
-        let last = text
-            .lines()
-            .rev()
-            .find(|line| !line.is_empty() && !line.starts_with("processed"));
-        return match last {
-            Some(line) => format!("{io_error} ({line})"),
-            None => io_error.to_string(),
-        };
-    }
-    cause(error)
 }

@@ -53,21 +53,18 @@ impl Inspection {
         let wanted = symbols_wanted();
         let names: Vec<&str> = wanted.iter().map(String::as_str).collect();
         let btf_path = btf_file.unwrap_or(Path::new(KERNEL_BTF)).to_owned();
-        // Each takes the kernel as long to write as us to read.
-        let (btf, (mut symbols, functions), (tracefs, formats, traceable)) =
-            thread::scope(|scope| {
-                let symbols = scope.spawn(|| symbols_and_functions(&names));
-                let events = scope.spawn(|| events_and_traceable(&names));
-                let btf = read_types(btf_file, &btf_path);
-                (btf, joined(symbols), joined(events))
-            });
         let lockdown = security::lockdown();
-        let allowed = Allowed::probe(
-            lockdown,
-            btf.as_ref().ok(),
-            tracefs.as_ref().map(|_| ()).map_err(String::clone),
-            forbidden,
-        );
+        // Each takes the kernel as long to write as us to read, the symbols longest.
+        let (btf, events, allowed, (mut symbols, functions)) = thread::scope(|scope| {
+            let symbols = scope.spawn(|| symbols_and_functions(&names));
+            let events = scope.spawn(|| events_and_traceable(&names));
+            let btf = read_types(btf_file, &btf_path);
+            let events = joined(events);
+            let tracefs = events.0.as_ref().map(|_| ()).map_err(String::clone);
+            let allowed = Allowed::probe(lockdown, btf.as_ref().ok(), tracefs, forbidden);
+            (btf, events, allowed, joined(symbols))
+        });
+        let (tracefs, formats, traceable) = events;
         let sites = if allowed.kprobe.is_ok() {
             site::find_all(&symbols)
         } else {

@@ -23,11 +23,9 @@ static TYPES: Mutex<Option<Types>> = Mutex::new(None);
 /// the kernel's own.
 pub fn begin(file: Option<&Path>) {
     let file = file.map(Path::to_owned);
-    thread::spawn(move || {
-        with(|_| ());
-        // Whoever needs them hears what is wrong with them.
-        let _ = types(file.as_deref());
-    });
+    thread::spawn(|| with(|_| ()));
+    // Whoever needs them hears what is wrong with them.
+    thread::spawn(move || types(file.as_deref()).is_ok());
 }
 
 /// Lets go of both: some 20 MiB. Whoever asks later has them made again.

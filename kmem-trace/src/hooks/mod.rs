@@ -8,6 +8,7 @@
 //! - `bare`: bpf(2) for what aya has no call for.
 //! - [`inspect`]: everything a plan depends on, read once.
 //! - [`loader`]: aya's loader, made once.
+//! - `loading`: programs handed to the kernel.
 //! - [`layout`]: struct offsets, argument positions and item numbers, from type information.
 //! - [`slab_layout`]: the same for the way from a slab object to its payer.
 //! - [`plan`]: the candidate chosen for each role, and why.
@@ -37,6 +38,7 @@ pub mod kept;
 pub mod layout;
 pub mod limits;
 pub mod loader;
+mod loading;
 pub mod mapping;
 pub mod memcg_stat;
 #[cfg(test)]

@@ -7,7 +7,7 @@
 use std::os::fd::{AsFd as _, AsRawFd as _};
 
 use aya::{
-    Btf, Ebpf, RawTracePointRunOptions, TestRun as _,
+    Ebpf, RawTracePointRunOptions, TestRun as _,
     maps::Map,
     programs::{Program, ProgramError, RawTracePoint},
 };
@@ -44,42 +44,26 @@ pub fn is_second(program: &str) -> bool {
         .is_some_and(|first| FIRSTS.contains(&first))
 }
 
-/// Loads both of each pair that is to be attached, and shows the first to the second: before either
-/// is attached, or what the kernel skips meanwhile would be lost.
-pub(super) fn join(ebpf: &mut Ebpf, btf: Option<&Btf>, hooks: &[Hook]) {
-    let wanted = |name: &str| hooks.iter().find(|hook| hook.program == name);
+/// Shows the first to the second of each pair that is to be attached, and loaded: before either is
+/// attached, or what the kernel skips meanwhile would be lost.
+pub(super) fn join(ebpf: &mut Ebpf, hooks: &[Hook]) {
+    let is_ready = |ebpf: &Ebpf, name: &str| {
+        let is_loaded = |program: &Program| program.fd().is_ok();
+        hooks.iter().any(|hook| hook.program == name) && ebpf.program(name).is_some_and(is_loaded)
+    };
     for (pair, first) in FIRSTS.iter().enumerate() {
-        let second = format!("{first}{SECOND}");
-        let (Some(first), Some(second)) = (wanted(first), wanted(&second)) else {
-            continue;
-        };
-        // Where the kernel refuses one, attaching it says so.
-        if [first, second]
+        // Where the kernel refused one, attaching it says so.
+        if ![first, format!("{first}{SECOND}").as_str()]
             .iter()
-            .any(|hook| load(ebpf, hook, btf).is_err())
+            .all(|name| is_ready(ebpf, name))
         {
             continue;
         }
-        let first = first.program;
         match find(ebpf, first, pair) {
             Ok(FOUND) => {}
             Ok(other) => log::debug!("{first} is not found by its descriptor: {other}"),
             Err(error) => log::debug!("{first} is not found by its descriptor: {error}"),
         }
-    }
-}
-
-fn load(ebpf: &mut Ebpf, hook: &Hook, btf: Option<&Btf>) -> Result<(), ProgramError> {
-    let program = ebpf
-        .program_mut(hook.program)
-        .ok_or(ProgramError::NotLoaded)?;
-    if program.fd().is_ok() {
-        return Ok(());
-    }
-    match (program, btf) {
-        (Program::RawTracePoint(program), _) => program.load(),
-        (Program::BtfTracePoint(program), Some(btf)) => program.load(hook.symbol, btf),
-        _ => Err(ProgramError::UnexpectedProgramType),
     }
 }
 

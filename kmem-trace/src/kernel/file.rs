@@ -89,11 +89,16 @@ pub fn read_as<T>(
 /// The lines of a file with their numbers from 1. A last line without newline counts; empty ones
 /// are left out.
 pub fn lines(bytes: &[u8]) -> impl Iterator<Item = (usize, &[u8])> {
-    bytes
-        .split(|byte| *byte == b'\n')
-        .enumerate()
-        .map(|(at, line)| (at + 1, line))
-        .filter(|(_, line)| !line.is_empty())
+    let mut rest = Some(bytes);
+    std::iter::from_fn(move || {
+        let bytes = rest?;
+        let end = memchr::memchr(b'\n', bytes);
+        rest = end.map(|end| &bytes[end + 1..]);
+        Some(&bytes[..end.unwrap_or(bytes.len())])
+    })
+    .enumerate()
+    .map(|(at, line)| (at + 1, line))
+    .filter(|(_, line)| !line.is_empty())
 }
 
 /// The words of a line, separated by blanks and tabs.

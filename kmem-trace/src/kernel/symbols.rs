@@ -5,9 +5,11 @@
 //! without an allocation per line. Not here: prototypes (see `btf`), and which names somebody wants.
 
 use std::{
-    collections::{BTreeSet, HashMap, HashSet},
+    collections::{BTreeSet, HashMap},
     path::Path,
 };
+
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::file::{self, FileError, LineError};
 
@@ -96,7 +98,7 @@ pub fn kallsyms(wanted: &[&str]) -> Result<Symbols, FileError> {
 /// [`LineError`] for a line that is not address, kind and name.
 pub fn parse_kallsyms(bytes: &[u8], wanted: &[&str]) -> Result<Symbols, LineError> {
     // By the name up to its first dot, so that one look-up a line serves both name and twins.
-    let mut stems: HashMap<&[u8], Vec<&str>> = HashMap::new();
+    let mut stems: FxHashMap<&[u8], Vec<&str>> = FxHashMap::default();
     for name in wanted {
         let all = stems.entry(stem(name.as_bytes())).or_default();
         if !all.contains(name) {
@@ -156,16 +158,20 @@ pub(super) fn is_code(kind: u8) -> bool {
     matches!(kind, b't' | b'T' | b'w' | b'W')
 }
 
-/// A hexadecimal number without an allocation.
+/// A hexadecimal number of at most 16 digits, and nothing else.
 pub(super) fn hexadecimal(digits: &[u8]) -> Option<u64> {
-    std::str::from_utf8(digits)
-        .ok()
-        .and_then(|digits| u64::from_str_radix(digits, 16).ok())
+    if !(1..=16).contains(&digits.len()) {
+        return None;
+    }
+    digits.iter().try_fold(0, |number, digit| {
+        let digit = char::from(*digit).to_digit(16)?;
+        Some(number << 4 | u64::from(digit))
+    })
 }
 
 /// The name without what the compiler added.
 fn stem(name: &[u8]) -> &[u8] {
-    let end = name.iter().position(|byte| *byte == b'.');
+    let end = memchr::memchr(b'.', name);
     &name[..end.unwrap_or(name.len())]
 }
 
@@ -178,12 +184,12 @@ pub(super) struct Line<'a> {
 }
 
 pub(super) fn split(line: &[u8]) -> Option<Line<'_>> {
-    let blank = line.iter().position(|byte| *byte == b' ')?;
+    let blank = memchr::memchr(b' ', line)?;
     let (address, rest) = line.split_at(blank);
     let [b' ', kind, b' ', rest @ ..] = rest else {
         return None;
     };
-    let end = rest.iter().position(|byte| matches!(byte, b'\t' | b' '));
+    let end = memchr::memchr2(b'\t', b' ', rest);
     let (name, rest) = rest.split_at(end.unwrap_or(rest.len()));
     if address.is_empty() || name.is_empty() {
         return None;
@@ -212,7 +218,7 @@ pub fn traceable(tracefs: &Path, wanted: &[&str]) -> Result<BTreeSet<String>, Fi
 
 /// Picks the names in `wanted` from lines such as `do_one_initcall` and `nft_do_chain [nf_tables]`.
 pub fn parse_traceable(bytes: &[u8], wanted: &[&str]) -> BTreeSet<String> {
-    let wanted: HashSet<&[u8]> = wanted.iter().map(|name| name.as_bytes()).collect();
+    let wanted: FxHashSet<&[u8]> = wanted.iter().map(|name| name.as_bytes()).collect();
     file::lines(bytes)
         .filter_map(|(_, line)| file::words(line).next())
         .filter(|name| wanted.contains(name))
