@@ -77,7 +77,17 @@ pub fn main(arguments: &Arguments) -> Result<ExitCode> {
 /// Builds one object and returns its bytes.
 fn build(feature: &str, linker: &Path, library: &Path, sysroot: &Sysroot) -> Result<Vec<u8>> {
     let folder = workspace::target().join("bpf");
-    let status = workspace::cargo()
+    let mut cargo = workspace::cargo();
+    // Flags, profiles and wrappers that the calling cargo or the user has set are not for this build.
+    for (name, _) in std::env::vars_os() {
+        if name
+            .to_str()
+            .is_some_and(|name| name.starts_with("CARGO_PROFILE_"))
+        {
+            cargo.env_remove(name);
+        }
+    }
+    let status = cargo
         .args(["build", "--quiet", "--release", "-Z", "build-std=core"])
         .args(["--target", TARGET, "--package", "kmem-trace-ebpf"])
         .args(["--features", feature, "--bin", "kmem-trace-bpf"])
@@ -88,13 +98,11 @@ fn build(feature: &str, linker: &Path, library: &Path, sysroot: &Sysroot) -> Res
         .env("RUSTC", &sysroot.compiler)
         .env("CARGO_ENCODED_RUSTFLAGS", flags(sysroot, &folder)?)
         .env("PATH", path_with(linker)?)
-        // Flags and wrappers that the calling cargo or the user has set are not for this build.
         .env_remove("RUSTFLAGS")
         .env_remove("RUSTC_WRAPPER")
         .env_remove("RUSTC_WORKSPACE_WRAPPER")
         .env_remove("CARGO_BUILD_TARGET")
         .env_remove("CARGO_INCREMENTAL")
-        .env_remove("CARGO_PROFILE_RELEASE_LTO")
         .status()
         .context("cannot start cargo")?;
     if !status.success() {
