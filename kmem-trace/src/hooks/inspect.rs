@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeSet, HashMap},
     path::{Path, PathBuf},
-    thread::{self, JoinHandle, ScopedJoinHandle},
+    thread::{self, ScopedJoinHandle},
 };
 
 use super::{
@@ -17,7 +17,6 @@ use super::{
 };
 use crate::kernel::{
     btf::KernelBtf,
-    callsite::Functions,
     cgroupfs::{Hierarchy, MemoryMount},
     file,
     security::{self, Lockdown},
@@ -36,8 +35,8 @@ pub struct Inspection {
     pub btf: Result<KernelBtf, String>,
     pub btf_path: PathBuf,
     pub symbols: Symbols,
-    /// All of the same list, on its way.
-    pub functions: Option<JoinHandle<Functions>>,
+    /// The list that these are from, for whoever wants more of it.
+    pub kallsyms: Vec<u8>,
     pub sites: AllSites,
     pub traceable: Option<BTreeSet<String>>,
     pub formats: HashMap<(&'static str, &'static str), Format>,
@@ -55,8 +54,8 @@ impl Inspection {
         let btf_path = btf_file.unwrap_or(Path::new(KERNEL_BTF)).to_owned();
         let lockdown = security::lockdown();
         // Each takes the kernel as long to write as us to read, the symbols longest.
-        let (btf, events, allowed, (mut symbols, functions)) = thread::scope(|scope| {
-            let symbols = scope.spawn(|| symbols_and_functions(&names));
+        let (btf, events, allowed, (mut symbols, kallsyms)) = thread::scope(|scope| {
+            let symbols = scope.spawn(|| symbols_and_list(&names));
             let events = scope.spawn(|| events_and_traceable(&names));
             let btf = read_types(btf_file, &btf_path);
             let events = joined(events);
@@ -77,7 +76,7 @@ impl Inspection {
             btf,
             btf_path,
             symbols,
-            functions,
+            kallsyms,
             sites,
             traceable,
             formats,
@@ -170,21 +169,20 @@ fn events_and_traceable(names: &[&str]) -> Events {
 }
 
 /// The list takes the kernel longer to write than us to read: it is asked for it once.
-fn symbols_and_functions(names: &[&str]) -> (Symbols, Option<JoinHandle<Functions>>) {
+fn symbols_and_list(names: &[&str]) -> (Symbols, Vec<u8>) {
     let path = Path::new(symbols::KALLSYMS);
     let bytes = match file::read(path) {
         Ok(bytes) => bytes,
         Err(error) => {
             log::debug!("{error}");
-            return (Symbols::default(), None);
+            return Default::default();
         }
     };
     let found = symbols::parse_kallsyms(&bytes, names).unwrap_or_else(|error| {
         log::debug!("{}", error.of(path));
         Symbols::default()
     });
-    let functions = thread::spawn(move || Functions::parse(&bytes));
-    (found, Some(functions))
+    (found, bytes)
 }
 
 /// Where the symbol list does not show what tells memory cgroups from all else, a memory cgroup

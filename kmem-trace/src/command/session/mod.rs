@@ -30,6 +30,7 @@ use std::{
     ffi::OsStr,
     os::unix::ffi::OsStrExt as _,
     path::{Path, PathBuf},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -163,10 +164,14 @@ impl Session {
             )?),
             false => None,
         };
+        let list = std::mem::take(&mut inspection.kallsyms);
+        let functions = request
+            .slab
+            .then(|| thread::spawn(move || callsite::Functions::parse(&list)));
         let (plan, attached) = attaching::attach_best(&inspection, &request)?;
         attaching::require_ledger(&plan)?;
         let settled = tokio::time::Instant::now() + request.settle.max(SETTLE);
-        let functions = match inspection.functions.take() {
+        let functions = match functions {
             Some(parsing) if plan.slab => parsing.join().unwrap_or_default(),
             _ => callsite::Functions::default(),
         };
