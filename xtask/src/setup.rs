@@ -226,7 +226,7 @@ fn linker() -> Result<()> {
             .arg("--root")
             .arg(bpf::tools())
             .env("LLVM_PREFIX", &llvm)
-            // It links one small object: a faster one would not make up for its own build.
+            // It links two small objects: a faster one would not make up for its own build.
             .env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "1")
             .env("CARGO_TARGET_DIR", workspace::target().join("bpf-linker")),
     )?;

@@ -60,7 +60,7 @@ const MATRIX: [(&str, &str, Option<&str>, Option<Part>); 4] = [
 type Part = (&'static str, &'static [&'static str]);
 
 /// What depends most on the kernel; how traces end and what they refuse, the first machine shows, and
-/// `cargo xtask matrix` on every kernel.
+/// `cargo xtask matrix --all` on every kernel.
 const HOW_MUCH: Part = (
     "kernel",
     &[
@@ -156,7 +156,7 @@ fn run(stage: Stage, jobs: usize) -> Result<Tally> {
                     "--manifest-path",
                     "fuzz/Cargo.toml",
                     "--target-dir",
-                    "target",
+                    &workspace::target().to_string_lossy(),
                 ],
             )?;
             Ok(tally)
@@ -179,31 +179,16 @@ fn run(stage: Stage, jobs: usize) -> Result<Tally> {
         }
         Stage::Live => {
             // In one go: linking one keeps one CPU busy.
-            build_optimized()?;
-            let mut arguments = optimized(&["live", "abuse", "slab"]);
+            workspace::build_with_tests(&OPTIMIZED)?;
+            let mut arguments = vec!["test", "--release", "--package", "kmem-trace"];
+            for name in ["live", "abuse", "slab"] {
+                arguments.extend(["--test", name]);
+            }
             arguments.extend(["--", "--test-threads=1", "--show-output"]);
             cargo_test("live", &arguments)
         }
-        Stage::Vm => {
-            build_optimized()?;
-            machines(jobs)
-        }
+        Stage::Vm => machines(jobs),
     }
-}
-
-/// `cargo test` of some of kmem-trace's test targets as they are shipped.
-fn optimized(names: &[&'static str]) -> Vec<&'static str> {
-    let mut arguments = vec!["test", "--release", "--package", "kmem-trace"];
-    for name in names {
-        arguments.extend(["--test", name]);
-    }
-    arguments
-}
-
-fn build_optimized() -> Result<()> {
-    let mut arguments = optimized(&OPTIMIZED);
-    arguments.push("--no-run");
-    succeed(&arguments)
 }
 
 fn machines(jobs: usize) -> Result<Tally> {
@@ -213,6 +198,7 @@ fn machines(jobs: usize) -> Result<Tally> {
         #[command(flatten)]
         machine: vm::Arguments,
     }
+    let built = workspace::build_with_tests(&OPTIMIZED)?;
     let mut all = Vec::new();
     for (kernel, cgroup, append, part) in MATRIX {
         let mut words = vec![
@@ -228,8 +214,9 @@ fn machines(jobs: usize) -> Result<Tally> {
             words.extend(["--append", append]);
         }
         let mut machine = Line::try_parse_from(words)?.machine;
-        if let Some((target, names)) = part {
-            machine.tests = vm::matrix::targets(&[target.to_owned()])?;
+        machine.binary = Some(built.get("kmem-trace")?);
+        machine.tests = vec![built.get(part.map_or("kernel", |(target, _)| target))?];
+        if let Some((_, names)) = part {
             machine.test_arguments = names.iter().map(|name| (*name).to_owned()).collect();
         }
         all.push(machine);

@@ -36,6 +36,38 @@ pub fn rustc() -> Command {
     command
 }
 
+/// kmem-trace as it is shipped, and test programs of it.
+pub struct Built(Vec<PathBuf>);
+
+impl Built {
+    /// By the name of the program, or of the test target.
+    pub fn get(&self, name: &str) -> Result<PathBuf> {
+        let found = self.0.iter().find(|path| stem(path) == name);
+        found
+            .cloned()
+            .with_context(|| format!("cargo built no {name}"))
+    }
+}
+
+/// Builds kmem-trace and some of its test targets in one go: by itself the program is built anew, as its
+/// dependencies then lack features that those of the tests turn on.
+pub fn build_with_tests(names: &[&str]) -> Result<Built> {
+    let mut arguments = vec!["test", "--no-run", "--release", "--package", "kmem-trace"];
+    for name in names {
+        arguments.extend(["--test", name]);
+    }
+    build_executables(&arguments).map(Built)
+}
+
+/// `kernel` from `deps/kernel-0123456789abcdef`.
+pub fn stem(path: &Path) -> String {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    match name.rsplit_once('-') {
+        Some((stem, hash)) if hash.len() == 16 => stem.to_owned(),
+        _ => name.into_owned(),
+    }
+}
+
 /// Runs cargo with `arguments` and returns the executables that it built, the tests' among them.
 pub fn build_executables(arguments: &[&str]) -> Result<Vec<PathBuf>> {
     let messages = process::output(
@@ -64,6 +96,12 @@ fn executables(messages: &str) -> Result<Vec<PathBuf>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_test_program_is_known_by_the_name_of_its_target() {
+        assert_eq!(stem(Path::new("deps/kernel-0123456789abcdef")), "kernel");
+        assert_eq!(stem(Path::new("release/kmem-trace")), "kmem-trace");
+    }
 
     #[test]
     fn executables_are_read_from_cargos_messages_and_libraries_are_not() {

@@ -258,7 +258,7 @@ pub fn attach(plan: &Plan, config: &Config, wanted: &Wanted<'_>) -> Result<Attac
         .flat_map(|(_, candidate)| candidate.hooks)
         .copied()
         .collect();
-    loading::all(&mut ebpf, &hooks, btf);
+    let not_taken = loading::all(&mut ebpf, &hooks, btf);
     pairs::join(&mut ebpf, &hooks);
     let mut programs = Vec::new();
     let mut placed: Vec<Hook> = Vec::new();
@@ -274,9 +274,10 @@ pub fn attach(plan: &Plan, config: &Config, wanted: &Wanted<'_>) -> Result<Attac
                 continue;
             }
             let known = refused_hooks.iter().find(|(refused, ..)| refused == hook);
-            let outcome = match known {
-                Some((_, why, closed)) => Err((why.clone(), *closed)),
-                None => place(&mut ebpf, hook, sites, btf)
+            let outcome = match (known, not_taken.get(hook.program)) {
+                (Some((_, why, closed)), _) => Err((why.clone(), *closed)),
+                (None, Some(why)) => Err((why.clone(), false)),
+                (None, None) => place(&mut ebpf, hook, sites)
                     .map_err(|error| (format!("{error:#}"), error.is::<Closed>())),
             };
             if let Err((why, closed)) = outcome {
@@ -463,11 +464,10 @@ fn map(ebpf: &mut Ebpf, name: &str) -> Result<Map> {
         .with_context(|| format!("the object has no map {name}"))
 }
 
-fn place(ebpf: &mut Ebpf, hook: &Hook, sites: &AllSites, btf: Option<&Btf>) -> Result<()> {
+fn place(ebpf: &mut Ebpf, hook: &Hook, sites: &AllSites) -> Result<()> {
     let program = ebpf
         .program_mut(hook.program)
         .with_context(|| format!("the object has no program {}", hook.program))?;
-    loading::one(program, hook, btf)?;
     let refused = |error: ProgramError| anyhow!(refusal(&error));
     let closed = |error: ProgramError| anyhow!(Closed(refusal(&error)));
     match hook.place {

@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeSet, HashMap},
     path::{Path, PathBuf},
-    thread::{self, ScopedJoinHandle},
+    thread::{self, Scope},
 };
 
 use super::{
@@ -35,8 +35,8 @@ pub struct Inspection {
     pub btf: Result<KernelBtf, String>,
     pub btf_path: PathBuf,
     pub symbols: Symbols,
-    /// The list that these are from, for whoever wants more of it.
-    pub kallsyms: Vec<u8>,
+    /// The list that these are from, until somebody takes it who wants more of it.
+    pub kallsyms: Option<Vec<u8>>,
     pub sites: AllSites,
     pub traceable: Option<BTreeSet<String>>,
     pub formats: HashMap<(&'static str, &'static str), Format>,
@@ -54,14 +54,16 @@ impl Inspection {
         let btf_path = btf_file.unwrap_or(Path::new(KERNEL_BTF)).to_owned();
         let lockdown = security::lockdown();
         // Each takes the kernel as long to write as us to read, the symbols longest.
+        let read_symbols = || symbols_and_list(&names);
+        let read_events = || events_and_traceable(&names);
         let (btf, events, allowed, (mut symbols, kallsyms)) = thread::scope(|scope| {
-            let symbols = scope.spawn(|| symbols_and_list(&names));
-            let events = scope.spawn(|| events_and_traceable(&names));
+            let symbols = beside(scope, &read_symbols);
+            let events = beside(scope, &read_events);
             let btf = read_types(btf_file, &btf_path);
-            let events = joined(events);
+            let events = events();
             let tracefs = events.0.as_ref().map(|_| ()).map_err(String::clone);
             let allowed = Allowed::probe(lockdown, btf.as_ref().ok(), tracefs, forbidden);
-            (btf, events, allowed, joined(symbols))
+            (btf, events, allowed, symbols())
         });
         let (tracefs, formats, traceable) = events;
         let sites = if allowed.kprobe.is_ok() {
@@ -76,7 +78,7 @@ impl Inspection {
             btf,
             btf_path,
             symbols,
-            kallsyms,
+            kallsyms: Some(kallsyms),
             sites,
             traceable,
             formats,
@@ -117,11 +119,22 @@ impl Inspection {
     }
 }
 
-/// What a thread has to say; if it panicked, so do we.
-fn joined<T>(thread: ScopedJoinHandle<'_, T>) -> T {
-    thread
-        .join()
-        .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+/// Work begun in a thread of its own, and waited for; where there can be no thread, done then. If it
+/// panics, so do we.
+fn beside<'scope, T: Send + 'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    work: &'scope (impl Fn() -> T + Sync),
+) -> impl FnOnce() -> T {
+    let thread = thread::Builder::new().spawn_scoped(scope, work);
+    move || match thread {
+        Ok(thread) => thread
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+        Err(error) => {
+            log::debug!("no thread: {error}");
+            work()
+        }
+    }
 }
 
 fn read_types(btf_file: Option<&Path>, btf_path: &Path) -> Result<KernelBtf, String> {

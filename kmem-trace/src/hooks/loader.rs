@@ -23,9 +23,10 @@ static TYPES: Mutex<Option<Types>> = Mutex::new(None);
 /// the kernel's own.
 pub fn begin(file: Option<&Path>) {
     let file = file.map(Path::to_owned);
-    thread::spawn(|| with(|_| ()));
-    // Whoever needs them hears what is wrong with them.
-    thread::spawn(move || types(file.as_deref()).is_ok());
+    // Whoever needs them makes them if there can be no thread, and hears what is wrong with them.
+    let thread = thread::Builder::new;
+    let _ = thread().spawn(|| with(|_| ()));
+    let _ = thread().spawn(move || types(file.as_deref()).is_ok());
 }
 
 /// Lets go of both: some 20 MiB. Whoever asks later has them made again.

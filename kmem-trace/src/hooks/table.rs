@@ -741,6 +741,40 @@ mod tests {
         }
     }
 
+    /// Such a program is loaded for one function.
+    #[test]
+    fn one_plan_has_a_program_of_fentry_on_one_symbol() {
+        let excluded = |one: &Candidate, other: &Candidate| {
+            [(Need::V1, Need::V2), (Need::V2, Need::V1)]
+                .iter()
+                .any(|(its, the_others)| {
+                    one.needs.contains(its) && other.needs.contains(the_others)
+                })
+        };
+        let is_for_one =
+            |hook: &Hook| matches!(hook.place, P::Fentry | P::Fexit | P::BtfTracepoint(_));
+        let chosen_together = |(role, one): (usize, &Candidate),
+                               (others, other): (usize, &Candidate)| {
+            (role != others || std::ptr::eq(one, other)) && !excluded(one, other)
+        };
+        let all = || {
+            let candidates = |(role, it): (usize, &'static Role)| {
+                it.candidates.iter().map(move |candidate| (role, candidate))
+            };
+            ROLES.iter().enumerate().flat_map(candidates)
+        };
+        for one in all() {
+            for other in all().filter(|other| chosen_together(one, *other)) {
+                for hook in one.1.hooks.iter().filter(|hook| is_for_one(hook)) {
+                    let same = other.1.hooks.iter().filter(|it| it.program == hook.program);
+                    for it in same {
+                        assert_eq!(it.symbol, hook.symbol, "{}", hook.program);
+                    }
+                }
+            }
+        }
+    }
+
     #[test]
     fn a_candidate_uses_one_mechanism() {
         for candidate in ROLES.iter().flat_map(|role| role.candidates) {

@@ -1,10 +1,10 @@
 //! Addresses → `function+offset`, from `/proc/kallsyms`.
 
-use std::path::Path;
+use std::{sync::Arc, thread};
 
 use super::{
-    file::{self, FileError},
-    symbols::{self, KALLSYMS, Line},
+    file,
+    symbols::{self, Line},
 };
 
 /// The code symbols of the running kernel, read once: call sites turn up one by one, and the file is
@@ -17,10 +17,18 @@ pub struct Functions {
 }
 
 impl Functions {
-    /// # Errors
-    /// Where the file cannot be read.
-    pub fn read() -> Result<Self, FileError> {
-        Ok(Self::parse(&file::read(Path::new(KALLSYMS))?))
+    /// Begins with the file's bytes, beside whatever the caller does until it wants them; where there
+    /// can be no thread, then.
+    pub fn begin(bytes: Vec<u8>) -> impl FnOnce() -> Self {
+        let bytes = Arc::new(bytes);
+        let theirs = Arc::clone(&bytes);
+        let thread = thread::Builder::new().spawn(move || Self::parse(&theirs));
+        move || match thread {
+            Ok(thread) => thread
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+            Err(_) => Self::parse(&bytes),
+        }
     }
 
     /// From the file's bytes. Lines that are no code symbols, and hidden addresses, are passed over.

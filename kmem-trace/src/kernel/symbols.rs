@@ -315,6 +315,7 @@ ffffffffc0201000 t ftrace_trampoline\t[__builtin__ftrace]
             (b"ffffffff81000000 T", 1),
             (b"ffffffff81000000 TT f", 1),
             (b"fffffffffffffffff T f", 1),
+            (b"+fffffff81000000 T f", 1),
             (b"\xff\xfe T f", 1),
         ] {
             assert_eq!(parse_kallsyms(bytes, &["f"]).map_err(|e| e.line), Err(line));

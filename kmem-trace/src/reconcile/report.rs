@@ -16,7 +16,8 @@ pub struct Lost {
     /// Runs of the ledger's programs that the kernel skipped, as far as it counts them.
     pub skipped: u64,
     /// Softirqs in which the kernel ran no program at all, and the pages that they moved at most:
-    /// as many each as the busiest of their vector that was seen. `None` where softirqs are not watched.
+    /// as many each as the busiest of their vector that was seen. `None` where softirqs are not watched
+    /// or not looked at twice yet.
     pub unwatched_softirqs: Option<u64>,
     pub unwatched_pages: Option<u64>,
     /// Which roles lost them, and runs skipped of roles beside the ledger; roles that lost nothing

@@ -130,7 +130,7 @@ pub struct SlabLost {
     /// Runs of the slab programs that the kernel skipped, as far as it counts them.
     pub skipped: u64,
     /// Softirqs in which the kernel ran no program at all, and the pages that they moved at most; `None`
-    /// where softirqs are not watched.
+    /// where softirqs are not watched or not looked at twice yet.
     pub unwatched_softirqs: Option<u64>,
     pub unwatched_pages: Option<u64>,
     pub by_role: BTreeMap<&'static str, RoleLost>,

@@ -2,9 +2,15 @@
 
 use std::{fs, net::TcpStream, path::Path, thread, time::Duration};
 
+use serde_json::json;
+
 use crate::{
     attribution::{Slab, tracer},
-    support::{cgroup::Cgroup, load, machine},
+    support::{
+        cgroup::Cgroup,
+        lines::{self, number},
+        load, machine,
+    },
 };
 
 /// What a listener of the standard library lets wait.
@@ -82,4 +88,32 @@ fn every_server_side_socket_is_the_listeners() {
     // Those that were charged when they were accepted were born like the others.
     let born = slab.sum("TCP", "softirq", "allocated_bytes") / size;
     assert_eq!(born, CONNECTIONS, "{:#?}", slab.lines);
+}
+
+#[test]
+fn the_demo_says_how_much_of_what_is_in_no_usage_is_its_own() {
+    let name = format!("kmem-trace-test-demo-{}", std::process::id());
+    let Some(tracer) = tracer(&format!("demo -c {name} --groups 2 --connections 200")) else {
+        return;
+    };
+    let ended = tracer.wait();
+    ended.assert_fine();
+    let demo = lines::of_type(&ended.lines, "demo").last().expect("a demo");
+    let node = lines::of_type(&ended.lines, "node").last().expect("a node");
+    let own = number(demo, "not_charged_bytes");
+    assert!(own > 0, "{demo}");
+    assert_eq!(own, number(node, "not_charged_bytes"), "{node}");
+    let lost = &node["lost"];
+    let is_none = |key: &str| lost[key].as_i64().unwrap_or(0) == 0;
+    let nothing_lost = ["objects", "misread", "skipped", "unwatched_softirqs"]
+        .into_iter()
+        .all(is_none)
+        && lost["by_role"] == json!({});
+    let how = demo["not_charged_are"].as_str().expect("a word");
+    if nothing_lost {
+        assert_eq!(how, "counted", "{demo} {node}");
+    } else {
+        let words = ["counted", "at-least", "at-most", "about"];
+        assert!(words.contains(&how), "{demo} {node}");
+    }
 }

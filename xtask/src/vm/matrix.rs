@@ -4,7 +4,7 @@
 //! A kernel that the mirror does not have today is reported as skipped, by name.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -114,9 +114,14 @@ impl Arguments {
 /// Runs it all and counts.
 pub fn run(arguments: &Arguments) -> Result<Tally> {
     let wanted = arguments.wanted();
+    let names: Vec<&str> = wanted.iter().map(String::as_str).collect();
+    let built = workspace::build_with_tests(&names)?;
     let call = super::Arguments {
-        binary: Some(super::build_binary()?),
-        tests: targets(&wanted)?,
+        binary: Some(built.get("kmem-trace")?),
+        tests: names
+            .iter()
+            .map(|name| built.get(name))
+            .collect::<Result<_>>()?,
         test_arguments: if arguments.all {
             Vec::new()
         } else {
@@ -194,7 +199,7 @@ fn without_accounting(
         kernels: vec![line],
         cgroup,
         append: vec![words.to_owned()],
-        tests: targets(&["slab".to_owned()])?,
+        tests: vec![workspace::build_with_tests(&["slab"])?.get("slab")?],
         test_arguments: vec![tests.to_owned()],
         ..call.clone()
     }))
@@ -277,25 +282,6 @@ fn first_difference(before: &str, now: &str) -> String {
         "checked in is more: {}",
         before.next().unwrap_or_default().trim()
     )
-}
-
-/// Builds the test targets and returns them in the order asked for.
-pub fn targets(names: &[String]) -> Result<Vec<PathBuf>> {
-    let mut words = vec!["test", "--no-run", "--release", "--package", "kmem-trace"];
-    for name in names {
-        words.extend(["--test", name]);
-    }
-    let built = workspace::build_executables(&words)?;
-    names
-        .iter()
-        .map(|name| {
-            built
-                .iter()
-                .find(|path| super::test_name(path) == *name)
-                .cloned()
-                .with_context(|| format!("cargo built no test target {name}"))
-        })
-        .collect()
 }
 
 #[cfg(test)]

@@ -225,19 +225,27 @@ impl<'a> Bench<'a> {
         let folder = workspace::target().join("vm");
         fs::create_dir_all(&folder)
             .with_context(|| format!("cannot create {}", folder.display()))?;
+        let mut binary = arguments.binary.clone();
         let job = if arguments.shell {
             Job::Shell
         } else if arguments.command.is_empty() {
+            let mut programs = arguments.tests.clone();
+            if programs.is_empty() {
+                let built = workspace::build_with_tests(&["kernel"])?;
+                programs.push(built.get("kernel")?);
+                binary = binary.or(built.get("kmem-trace").ok());
+            }
+            let named = |path: PathBuf| (workspace::stem(&path), path);
             Job::Tests(
-                test_programs(&arguments.tests)?,
+                programs.into_iter().map(named).collect(),
                 arguments.test_arguments.clone(),
             )
         } else {
             Job::Command(arguments.command.clone())
         };
-        let binary = match &arguments.binary {
+        let binary = match binary {
             _ if arguments.bare => None,
-            Some(binary) => Some(binary.clone()),
+            Some(binary) => Some(binary),
             None => Some(build_binary()?),
         };
         Ok(Self {
@@ -434,42 +442,6 @@ pub fn build_binary() -> Result<PathBuf> {
         .into_iter()
         .find(|path| path.ends_with("kmem-trace"))
         .context("cargo built no kmem-trace")
-}
-
-fn test_programs(paths: &[PathBuf]) -> Result<Vec<(String, PathBuf)>> {
-    let built;
-    let paths = if paths.is_empty() {
-        built = workspace::build_executables(&[
-            "test",
-            "--no-run",
-            "--release",
-            "--package",
-            "kmem-trace",
-            "--test",
-            "kernel",
-        ])?;
-        // The package's own program is built along with its integration tests.
-        built
-            .iter()
-            .filter(|path| !path.ends_with("kmem-trace"))
-            .cloned()
-            .collect()
-    } else {
-        paths.to_vec()
-    };
-    Ok(paths
-        .into_iter()
-        .map(|path| (test_name(&path), path))
-        .collect())
-}
-
-/// `kernel` from `deps/kernel-0123456789abcdef`.
-fn test_name(path: &Path) -> String {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    match name.rsplit_once('-') {
-        Some((stem, hash)) if hash.len() == 16 => stem.to_owned(),
-        _ => name.into_owned(),
-    }
 }
 
 /// Splits `PATH[:INSIDE]`.

@@ -30,7 +30,6 @@ use std::{
     ffi::OsStr,
     os::unix::ffi::OsStrExt as _,
     path::{Path, PathBuf},
-    thread,
     time::{Duration, Instant},
 };
 
@@ -164,15 +163,13 @@ impl Session {
             )?),
             false => None,
         };
-        let list = std::mem::take(&mut inspection.kallsyms);
-        let functions = request
-            .slab
-            .then(|| thread::spawn(move || callsite::Functions::parse(&list)));
+        let list = inspection.kallsyms.take().filter(|_| request.slab);
+        let functions = list.map(callsite::Functions::begin);
         let (plan, attached) = attaching::attach_best(&inspection, &request)?;
         attaching::require_ledger(&plan)?;
         let settled = tokio::time::Instant::now() + request.settle.max(SETTLE);
         let functions = match functions {
-            Some(parsing) if plan.slab => parsing.join().unwrap_or_default(),
+            Some(parsing) if plan.slab => parsing(),
             _ => callsite::Functions::default(),
         };
         let page_bytes = proc::own::page_bytes();
