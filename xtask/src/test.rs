@@ -38,7 +38,7 @@ pub enum Stage {
     Bpf,
     /// Live tests on this machine's kernel; they take root.
     Live,
-    /// The same on other kernels.
+    /// The same on other kernels, beside those.
     Vm,
 }
 
@@ -91,29 +91,32 @@ pub fn main(arguments: &Arguments) -> Result<ExitCode> {
     if arguments.setup {
         setup::main()?;
     }
-    let mut total = Tally::default();
-    for stage in Stage::value_variants() {
-        let wanted = if arguments.only.is_empty() {
+    let is_wanted = |stage: &Stage| {
+        if arguments.only.is_empty() {
             !(arguments.no_vm && *stage == Stage::Vm)
         } else {
             arguments.only.contains(stage)
-        };
-        if !wanted {
-            continue;
         }
-        let name = name(*stage);
-        println!("== {name}");
-        let start = Instant::now();
-        let tally = match run(*stage, arguments.jobs) {
-            Ok(tally) => tally,
-            Err(error) => report(&[Test::failed(name.clone(), format!("{error:#}"))]),
-        };
-        println!(
-            "== {name}: {tally} ({:.0} s)",
-            start.elapsed().as_secs_f64()
-        );
-        total += tally;
+    };
+    let wanted = Stage::value_variants().iter().copied().filter(is_wanted);
+    // Live tests mostly wait, while emulated machines take the CPUs.
+    let (last, first): (Vec<_>, Vec<_>) =
+        wanted.partition(|stage| matches!(stage, Stage::Live | Stage::Vm));
+    let mut total = Tally::default();
+    for stage in first {
+        total += run_and_say(stage, arguments.jobs);
     }
+    total += std::thread::scope(|scope| {
+        let beside = |stage| scope.spawn(move || run_and_say(stage, arguments.jobs));
+        let running: Vec<_> = last.into_iter().map(beside).collect();
+        let mut tally = Tally::default();
+        for stage in running {
+            tally += stage
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        }
+        tally
+    });
     println!("{total}");
     if total == Tally::default() {
         bail!("nothing was run");
@@ -123,6 +126,21 @@ pub fn main(arguments: &Arguments) -> Result<ExitCode> {
     } else {
         ExitCode::SUCCESS
     })
+}
+
+fn run_and_say(stage: Stage, jobs: usize) -> Tally {
+    let name = name(stage);
+    println!("== {name}");
+    let start = Instant::now();
+    let tally = match run(stage, jobs) {
+        Ok(tally) => tally,
+        Err(error) => report(&[Test::failed(name.clone(), format!("{error:#}"))]),
+    };
+    println!(
+        "== {name}: {tally} ({:.0} s)",
+        start.elapsed().as_secs_f64()
+    );
+    tally
 }
 
 fn name(stage: Stage) -> String {

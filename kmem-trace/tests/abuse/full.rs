@@ -235,8 +235,7 @@ fn a_soak_at_full_rate_ends_with_a_ledger_that_holds() {
     let interval = scaled("500ms", "500ms", "5s");
     let tracer = Tracer::start(&format!("-c {} -i {interval}", parent.name));
     let exact = tracer.plan()["mode"] == "exact";
-    let short = Duration::from_secs(3);
-    let time = scaled(short, short, soak_for());
+    let time = scaled(Duration::from_secs(3), Duration::from_secs(60), soak_for());
     let (pipes, processes) = thread::scope(|scope| {
         let pipes = scope.spawn(|| storm::pipes_for(time));
         let processes = storm::processes_for(&parent, time);
