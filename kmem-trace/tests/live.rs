@@ -6,6 +6,8 @@
 mod cost;
 #[path = "live/events.rs"]
 mod events;
+#[path = "live/json.rs"]
+mod json;
 #[path = "live/names.rs"]
 mod names;
 #[path = "live/output.rs"]

@@ -1,4 +1,4 @@
-//! JSON Lines: one object a line, `type` first. The keys are a contract (README, "JSON").
+//! JSON Lines: one object a line, `type` first. The keys are a contract (`docs/json.md`).
 
 use std::io::{self, Write};
 

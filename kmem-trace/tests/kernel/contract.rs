@@ -51,6 +51,7 @@ fn every_line_has_the_keys_of_the_contract() {
     for line in &ended.lines[1..] {
         assert_keys(line, &["elapsed_s"]);
     }
+    ended.lines.iter().for_each(lines::assert_documented);
     let nodes: Vec<_> = lines::of_type(&ended.lines, "node").collect();
     let followed = plan["roles"]
         .as_array()
@@ -148,6 +149,7 @@ fn events_of_a_limit_write_say_which_file_what_and_how_it_went() {
     std::fs::write(parent.dir.join(file), "104857600\n").expect("the limit can be set");
     let event = tracer.event("the limit", |line| line["file"] == file);
     assert_keys(&event, lines::EVENT);
+    lines::assert_documented(&event);
     assert_eq!(event["cgroup"], parent.name.as_str());
     assert_eq!(event["text"], "104857600");
     assert_eq!(event["result"], "ok");

@@ -160,3 +160,32 @@ pub fn assert_keys(object: &Value, keys: &[&str]) {
         assert!(object.get(key).is_some(), "no {key} in {object}");
     }
 }
+
+/// What these hold is named by the kernel, by the plan or by the page of `doctor`.
+const NOT_KEYS: [&str; 7] = [
+    "by_role",
+    "system",
+    "rights",
+    "allowed",
+    "accounting",
+    "answers",
+    "problems",
+];
+
+/// Each key of a line, and of what it holds, is in the documentation.
+#[track_caller]
+pub fn assert_documented(line: &Value) {
+    const PAGE: &str = include_str!("../../../docs/json.md");
+    match line {
+        Value::Object(members) => {
+            for (key, value) in members {
+                assert!(PAGE.contains(&format!("`{key}`")), "{key} of {line}");
+                if !NOT_KEYS.contains(&key.as_str()) {
+                    assert_documented(value);
+                }
+            }
+        }
+        Value::Array(values) => values.iter().for_each(assert_documented),
+        _ => {}
+    }
+}
