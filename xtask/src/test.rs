@@ -50,10 +50,11 @@ const PATIENCE_S: &str = "1800";
 
 /// One machine per line: kernel, cgroup version, more for the kernel's command line, and what runs
 /// there instead of the target `kernel`: another, and the names that its tests begin with.
-const MATRIX: [(&str, &str, Option<&str>, Option<Part>); 4] = [
+const MATRIX: [(&str, &str, Option<&str>, Option<Part>); 5] = [
     ("6.1", "v1", None, None),
     ("6.12", "v2", None, Some(HOW_MUCH)),
     ("5.10", "v1", None, Some(WHO_AND_WHY)),
+    ("6.1", "v1", None, Some(ABUSED)),
     ("6.12", "v2", Some("lockdown=confidentiality"), None),
 ];
 
@@ -73,6 +74,9 @@ const HOW_MUCH: Part = (
         "slab::",
     ],
 );
+
+/// What takes a machine of its own, or a ledger that has to be exact.
+const ABUSED: Part = ("abuse", &["ending::killed", "full::a_soak", "machine::"]);
 
 /// Of slab, what finds payers, askers and causes; each load by itself takes minutes more
 /// (`cargo xtask matrix --target slab`).
@@ -234,7 +238,8 @@ fn machines(jobs: usize) -> Result<Tally> {
         let mut machine = Line::try_parse_from(words)?.machine;
         machine.binary = Some(built.get("kmem-trace")?);
         machine.tests = vec![built.get(part.map_or("kernel", |(target, _)| target))?];
-        if let Some((_, names)) = part {
+        if let Some((target, names)) = part {
+            machine.apart = Some(target);
             machine.test_arguments = names.iter().map(|name| (*name).to_owned()).collect();
         }
         all.push(machine);

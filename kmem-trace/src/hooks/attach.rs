@@ -325,11 +325,7 @@ pub fn attach(plan: &Plan, config: &Config, wanted: &Wanted<'_>) -> Result<Attac
             _ => None,
         })
         .collect();
-    let kprobes = if by_kprobe.is_empty() {
-        stats::Kprobes::default()
-    } else {
-        stats::Kprobes::of(&by_kprobe)
-    };
+    let kprobes = stats::Kprobes::of(&by_kprobe);
     let mut attached = Attached {
         ebpf,
         kept,
@@ -351,6 +347,11 @@ impl Attached {
     /// The object, for aya-log and for the programs' own figures.
     pub fn ebpf(&mut self) -> &mut Ebpf {
         &mut self.ebpf
+    }
+
+    /// Whether the ledger's kprobes, where there are any, can be asked for runs that were skipped.
+    pub fn knows_its_kprobes(&self) -> bool {
+        self.kprobes.has_all()
     }
 
     /// Figures of the programs that are attached or were, by name.
@@ -416,7 +417,7 @@ impl Attached {
         self.last_skipped = self.skipped();
         self.stop_watching();
         // They would keep the programs attached.
-        self.kprobes = stats::Kprobes::default();
+        self.kprobes.let_go();
         for (name, program) in self.ebpf.programs_mut() {
             self.off.extend(take_off(name, program));
         }

@@ -2,12 +2,13 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    os::fd::{AsRawFd, BorrowedFd, FromRawFd as _, OwnedFd},
+    os::fd::{AsRawFd, BorrowedFd, OwnedFd},
 };
 
 use aya_obj::generated::{bpf_cmd, bpf_link_info, bpf_prog_info};
 
-use super::bare::{bpf, empty, info, open};
+use super::bare::{empty, info, open};
+use crate::kernel::proc::own;
 
 /// A program's own figures.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -35,24 +36,39 @@ pub fn of(program: BorrowedFd<'_>) -> Option<ProgramStats> {
 pub struct Kprobes {
     /// With the program's id.
     links: Vec<(u32, OwnedFd)>,
+    has_all: bool,
 }
 
 impl Kprobes {
-    /// Those of the programs with these ids. Empty where the kernel has no links for kprobes
-    /// (before 5.15).
+    /// Those of the programs with these ids, which this process has attached. None where the kernel
+    /// has no links for kprobes (before 5.15).
     pub fn of(programs: &HashSet<u32>) -> Self {
-        let mut links = Vec::new();
-        let mut id = 0;
-        while let Some(next) = next_link(id) {
-            id = next;
-            if let Some(link) = link(id)
-                && let Some(info) = info::<bpf_link_info>(link.as_raw_fd())
-                && programs.contains(&info.prog_id)
-            {
-                links.push((info.prog_id, link));
-            }
-        }
-        Self { links }
+        // Asking the kernel for links takes CAP_SYS_ADMIN; our own are at hand, though aya keeps them.
+        let links: Vec<(u32, OwnedFd)> = own::bpf_links()
+            .filter_map(|descriptor| {
+                let program = info::<bpf_link_info>(descriptor)?.prog_id;
+                // SAFETY: open, for no link is given up while a plan is being attached.
+                let link = unsafe { BorrowedFd::borrow_raw(descriptor) };
+                let link = programs
+                    .contains(&program)
+                    .then(|| link.try_clone_to_owned());
+                Some((program, link?.ok()?))
+            })
+            .collect();
+        let has_all = programs
+            .iter()
+            .all(|id| links.iter().any(|(program, _)| program == id));
+        Self { links, has_all }
+    }
+
+    /// Closes the links.
+    pub fn let_go(&mut self) {
+        self.links.clear();
+    }
+
+    /// Whether each of the programs can be asked about, or could while they were attached.
+    pub fn has_all(&self) -> bool {
+        self.has_all
     }
 
     /// How often they were passed over, by the program's id, where the kernel tells (since about
@@ -74,22 +90,6 @@ impl Kprobes {
         }
         missed
     }
-}
-
-fn next_link(id: u32) -> Option<u32> {
-    let mut attr = empty();
-    attr.__bindgen_anon_6.__bindgen_anon_1.start_id = id;
-    // SAFETY: the kernel wrote the id.
-    (bpf(bpf_cmd::BPF_LINK_GET_NEXT_ID, &mut attr) >= 0)
-        .then_some(unsafe { attr.__bindgen_anon_6.next_id })
-}
-
-fn link(id: u32) -> Option<OwnedFd> {
-    let mut attr = empty();
-    attr.__bindgen_anon_6.__bindgen_anon_1.link_id = id;
-    let fd = i32::try_from(bpf(bpf_cmd::BPF_LINK_GET_FD_BY_ID, &mut attr)).ok()?;
-    // SAFETY: a descriptor that the kernel just made for us.
-    (fd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// The kernel's BPF statistics, on for as long as this is kept: the kernel switches them off again

@@ -6,6 +6,7 @@
 
 use kmem_trace_ebpf::totals::SLOTS;
 
+use super::report::Lost;
 use crate::ledger::book::Moved;
 
 /// Pages of a per-CPU stock: `MEMCG_CHARGE_BATCH` (mm/memcontrol.c) is 64 since 5.13 and 32 before,
@@ -173,6 +174,13 @@ pub fn reconcile(bracket: &Bracket, base: &Base, slots: &[usize], terms: &Terms)
     }
 }
 
+/// Pages that are in no total, at most: those of charges that were seen and could not be counted
+/// (`seen_pages`), and for each run that the kernel skipped as many as one charge moves: the `largest`
+/// seen, or a stock's refill, and what unwatched softirqs moved.
+pub fn lost_pages(seen_pages: u64, lost: &Lost, largest_pages: u64) -> u64 {
+    seen_pages + lost.skipped * largest_pages.max(STOCK_PAGES) + lost.unwatched_pages.unwrap_or(0)
+}
+
 /// Net pages of several slots together.
 pub fn net(moved: &Moved, slots: &[usize]) -> i64 {
     slots
@@ -215,6 +223,28 @@ mod tests {
             file_bytes: file_pages * 4096,
             after,
         }
+    }
+
+    #[test]
+    fn each_loss_is_in_the_bound_with_the_pages_that_it_may_have_moved() {
+        assert_eq!(lost_pages(0, &Lost::default(), 512), 0);
+        let lost = Lost {
+            // No total is touched by it.
+            ring: 1000,
+            skipped: 3,
+            unwatched_pages: Some(7),
+            ..Lost::default()
+        };
+        assert_eq!(lost_pages(5, &lost, 0), 5 + 3 * 64 + 7);
+        assert_eq!(lost_pages(5, &lost, 512), 5 + 3 * 512 + 7);
+        let terms = Terms {
+            lost_pages: lost_pages(0, &lost, 512),
+            ..TERMS
+        };
+        let quiet = bracket(moved(0, 0), 3 * 512 + 7 + 2 * 64, moved(0, 0));
+        let result = reconcile(&quiet, &Base::default(), MEMORY, &terms);
+        assert_eq!(result.bound.lost_bytes, (3 * 512 + 7) * 4096);
+        assert!(result.holds());
     }
 
     #[test]

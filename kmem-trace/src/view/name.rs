@@ -12,22 +12,22 @@ pub fn one_line(message: &str) -> String {
     printable(blanks.as_bytes()).replace("\\\\", "\\")
 }
 
-/// `bytes` as text: control characters and what is no UTF-8 as `\xNN`, a backslash as `\\`.
+/// `bytes` as text: control characters and what is no UTF-8 as `\xNN`, what is not seen as `\u{NNNN}`,
+/// a backslash as `\\`.
 pub fn printable(bytes: &[u8]) -> String {
     let mut out = String::with_capacity(bytes.len());
     for chunk in bytes.utf8_chunks() {
         for character in chunk.valid().chars() {
             match character {
                 '\\' => out.push_str("\\\\"),
-                // Direction marks reorder what follows them on the screen.
-                '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{200e}' | '\u{200f}' => {
-                    let _ = write!(out, "\\u{{{:x}}}", u32::from(character));
-                }
                 _ if character.is_control() => {
                     let mut utf8 = [0; 4];
                     for byte in character.encode_utf8(&mut utf8).bytes() {
                         let _ = write!(out, "\\x{byte:02x}");
                     }
+                }
+                _ if is_unseen(character) => {
+                    let _ = write!(out, "\\u{{{:x}}}", u32::from(character));
                 }
                 _ => out.push(character),
             }
@@ -37,6 +37,13 @@ pub fn printable(bytes: &[u8]) -> String {
         }
     }
     out
+}
+
+/// Whether it turns the direction of what follows, ends a line, has no width, or is a blank that is no
+/// space: by the standard library's table of what prints.
+fn is_unseen(character: char) -> bool {
+    // After a letter, as marks that go with one are seen there.
+    !character.is_ascii() && String::from_iter(['a', character]).escape_debug().nth(1) == Some('\\')
 }
 
 /// The same for a path.
@@ -56,6 +63,20 @@ mod tests {
         assert_eq!(printable(b"\xff\xfeok \xc3\xa9"), "\\xff\\xfeok \u{e9}");
         assert_eq!(printable("a\u{9b}b".as_bytes()), "a\\xc2\\x9bb");
         assert_eq!(printable("a\u{202e}b".as_bytes()), "a\\u{202e}b");
+    }
+
+    #[test]
+    fn what_is_not_seen_is_shown_and_writing_stays_as_it_is() {
+        for unseen in [
+            '\u{61c}', '\u{200b}', '\u{200d}', '\u{2028}', '\u{2069}', '\u{feff}', '\u{a0}',
+        ] {
+            let shown = format!("a\\u{{{:x}}}", u32::from(unseen));
+            assert_eq!(printable(format!("a{unseen}").as_bytes()), shown);
+        }
+        for name in ["größe", "नमस्ते", "สวัสดี", "e\u{301}", "日本", "it's \"so\""]
+        {
+            assert_eq!(printable(name.as_bytes()), name);
+        }
     }
 
     #[test]

@@ -11,10 +11,17 @@ use bytes::Bytes;
 use kmem_trace::{
     hooks::site,
     kernel::{
+        callsite::Functions,
         cgroupfs::{
             Hierarchy, MemoryMount, MemoryStat, mountinfo, parse_cgroups, parse_proc_cgroup,
         },
-        proc::{cpus, meminfo::Meminfo, own, slabinfo, softirqs, system::Cmdline, zoneinfo},
+        proc::{
+            cpus,
+            meminfo::Meminfo,
+            own, slab_lists, slabinfo, softirqs,
+            system::{Cmdline, parse_pretty_name},
+            zoneinfo,
+        },
         security::{Lockdown, config_has},
         symbols, text,
         tracefs::{self, Tracefs},
@@ -96,6 +103,14 @@ pub fn meminfo(bytes: &[u8]) {
 }
 
 pub fn kallsyms(bytes: &[u8]) {
+    let functions = Functions::parse(bytes);
+    for address in [1, u64::MAX / 2, 0xffff_ffff_8100_0123, u64::MAX] {
+        if let Some(name) = functions.name(address) {
+            let offset = name.rsplit_once("+0x").map(|(_, offset)| offset);
+            let offset = offset.and_then(|offset| u64::from_str_radix(offset, 16).ok());
+            assert!(offset.is_some_and(|offset| offset < address), "{name}");
+        }
+    }
     let Ok(symbols) = symbols::parse_kallsyms(bytes, &WANTED) else {
         return;
     };
@@ -303,6 +318,9 @@ pub fn small_files(bytes: &[u8]) {
         assert!(list.is_sorted_by(|one, next| one < next), "{list:?}");
     }
     let _ = own::parse_resident_pages(bytes);
+    let _ = own::parse_bpf_map(bytes);
+    let _ = slab_lists::parse(bytes);
+    let _ = parse_pretty_name(bytes);
     let _ = zoneinfo::parse(bytes);
     let _ = softirqs::parse(bytes);
     let _ = Cmdline::parse(bytes);

@@ -314,13 +314,13 @@ fn all_slab_of_negative_dentries_is_told_of() {
 }
 
 #[test]
-#[ignore = "takes minutes; xtask vm, slab's tests, --mem 4G --test-arg=--ignored"]
+#[ignore = "takes minutes: cargo xtask vm --target slab --mem 4G --test-arg=--ignored"]
 fn all_slab_of_a_million_negative_dentries_is_told_of() {
     told_of_negative_dentries(1_000_000);
 }
 
 #[test]
-#[ignore = "takes minutes; xtask vm, slab's tests, --mem 4G --test-arg=--ignored"]
+#[ignore = "takes minutes: cargo xtask vm --target slab --mem 4G --test-arg=--ignored"]
 fn all_slab_of_a_million_files_in_tmpfs_is_told_of() {
     if !machine::is_vm() {
         return;

@@ -19,7 +19,10 @@ pub fn is_vm() -> bool {
     if env::var_os("KMEM_TRACE_VM").is_some() {
         return true;
     }
-    skip("needs a machine of its own: cargo xtask vm --kernel 6.12");
+    skip(concat!(
+        "needs a machine of its own: cargo xtask vm --kernel 6.12 --target ",
+        env!("CARGO_CRATE_NAME")
+    ));
     false
 }
 

@@ -24,6 +24,7 @@ mod vm;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
+use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
 use clap::{Args, ValueEnum};
@@ -101,6 +102,7 @@ pub fn main(arguments: &Arguments) -> Result<ExitCode> {
             continue;
         }
         eprintln!("measuring: {}", part.name());
+        let begun = Instant::now();
         let section = match part {
             Part::Loops => loops::measure(&bench),
             Part::Programs => programs::measure(&bench),
@@ -112,9 +114,10 @@ pub fn main(arguments: &Arguments) -> Result<ExitCode> {
         let mut section = section.with_context(|| format!("benchmark {}", part.name()))?;
         section.part = part.name();
         section.taken = format!(
-            "`cargo xtask bench --only {}{}`, {}",
+            "`cargo xtask bench --only {}{}` ({:.0} s), {}",
             part.name(),
             if arguments.full { " --full" } else { "" },
+            begun.elapsed().as_secs_f64(),
             machine()?
         );
         println!("{}", section.markdown());

@@ -122,7 +122,8 @@ pub fn run(arguments: &Arguments) -> Result<Tally> {
             .iter()
             .map(|name| built.get(name))
             .collect::<Result<_>>()?,
-        test_arguments: if arguments.all {
+        // Whoever names targets wants all of them.
+        test_arguments: if arguments.all || !arguments.targets.is_empty() {
             Vec::new()
         } else {
             SAME_EVERYWHERE

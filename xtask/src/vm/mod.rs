@@ -55,7 +55,11 @@ pub struct Arguments {
     /// The kmem-trace to put at /bin/kmem-trace, instead of building it.
     #[arg(long, value_name = "PATH")]
     pub binary: Option<PathBuf>,
-    /// Test programs to run, instead of kmem-trace's test target `kernel`. Repeatable.
+    /// Test target of kmem-trace to build and run, instead of `kernel`; such as abuse, slab, legacy.
+    /// Repeatable.
+    #[arg(long = "target", value_name = "NAME", conflicts_with = "tests")]
+    pub targets: Vec<String>,
+    /// Test programs to run, instead of building any. Repeatable.
     #[arg(long, value_name = "PATH")]
     pub tests: Vec<PathBuf>,
     /// One more argument for each test program, such as a filter. Repeatable.
@@ -73,6 +77,9 @@ pub struct Arguments {
     /// Fetch the package lists even if they are fresh.
     #[arg(long)]
     pub refresh: bool,
+    /// What tells this machine's files from those of another of the same kernel.
+    #[arg(skip)]
+    pub apart: Option<&'static str>,
     /// Give a shell on the console instead of running tests.
     #[arg(long, conflicts_with = "command")]
     pub shell: bool,
@@ -231,8 +238,14 @@ impl<'a> Bench<'a> {
         } else if arguments.command.is_empty() {
             let mut programs = arguments.tests.clone();
             if programs.is_empty() {
-                let built = workspace::build_with_tests(&["kernel"])?;
-                programs.push(built.get("kernel")?);
+                let mut names: Vec<&str> = arguments.targets.iter().map(String::as_str).collect();
+                if names.is_empty() {
+                    names.push("kernel");
+                }
+                let built = workspace::build_with_tests(&names)?;
+                for name in names {
+                    programs.push(built.get(name)?);
+                }
                 binary = binary.or(built.get("kmem-trace").ok());
             }
             let named = |path: PathBuf| (workspace::stem(&path), path);
@@ -278,6 +291,9 @@ impl<'a> Bench<'a> {
         let mut label = self.label(line).replace('/', "_");
         if !matches!(self.arguments.cgroup, Cgroup::Auto) {
             label = format!("{label}-{}", self.arguments.cgroup.name());
+        }
+        if let Some(apart) = self.arguments.apart {
+            label = format!("{label}-{apart}");
         }
         self.folder.join(format!("{stem}-{label}{extension}"))
     }

@@ -19,7 +19,7 @@ use crate::{
     reconcile::{
         report::{Lost, RoleLost, is_ledger},
         slab::SlabLost,
-        usage::STOCK_PAGES,
+        usage::{self, STOCK_PAGES},
     },
 };
 
@@ -59,10 +59,11 @@ impl Session {
 
     /// Whether the kernel counts skipped kprobe runs: it does since it can tell them per link.
     pub(super) fn counts_skips(&self) -> bool {
-        self.inspection.btf.as_ref().is_ok_and(|btf| {
+        let tells = self.inspection.btf.as_ref().is_ok_and(|btf| {
             btf.member("bpf_link_info", "perf_event.kprobe.missed")
                 .is_ok()
-        })
+        });
+        tells && self.attached.knows_its_kprobes()
     }
 
     /// Pages that per-CPU stocks can hold: online CPUs × cgroups cached per CPU × batch. How many
@@ -158,14 +159,9 @@ impl Session {
 
     /// Pages that were charged unseen, at most.
     pub(super) fn lost_pages(&self, lost: &Lost, reading: &Reading) -> u64 {
-        let largest = reading
-            .values()
-            .map(|totals| totals.largest)
-            .max()
-            .unwrap_or(0);
-        self.attached.tally(LOST_PAGES)
-            + lost.skipped * largest.max(STOCK_PAGES)
-            + lost.unwatched_pages.unwrap_or(0)
+        let largest = reading.values().map(|totals| totals.largest).max();
+        let seen = self.attached.tally(LOST_PAGES);
+        usage::lost_pages(seen, lost, largest.unwrap_or(0))
     }
 
     /// Whether a cgroup was made and gone before its directory could be looked at: ours or not, nobody can
