@@ -132,6 +132,9 @@ pub struct Common {
     /// Rings for the records, to test what many CPUs get.
     #[arg(long, hide = true, value_parser = rings)]
     pub rings: Option<u32>,
+    /// Sums of slab that the programs have room for, to test what happens where they run out.
+    #[arg(long, hide = true, value_parser = clap::value_parser!(u32).range(1..=16_384))]
+    pub rows: Option<u32>,
     /// Begin the figures this long after attaching: tests empty meanwhile what loading left on
     /// per-CPU lists.
     #[arg(long, hide = true, default_value = "20ms", value_parser = duration)]

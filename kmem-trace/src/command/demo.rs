@@ -118,7 +118,7 @@ pub async fn main(mut args: DemoArgs) -> Result<Outcome> {
         load?;
         let after = figures(&mount, &target)?;
         let not_charged = trace.last_slab().map(|slab| {
-            let reading = slab.reading(|line| !line.is_charged());
+            let reading = slab.reading(&[false]);
             (slab.node.not_charged_bytes, reading)
         });
         let end = End {

@@ -112,6 +112,7 @@ fn tried(
             rings: 1,
             cgroups: 1,
             objects: 1,
+            rows: 1,
         },
         depth: 0,
         log_level: 0,

@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use aya::util::online_cpus;
-use kmem_trace_ebpf::record::SOURCE_FILE;
+use kmem_trace_ebpf::{record::SOURCE_FILE, sums::SLAB_KEYS};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     time::{Instant, MissedTickBehavior, interval_at},
@@ -186,6 +186,7 @@ impl<'a> Trace<'a> {
                 rings: common.rings.unwrap_or_else(rings_for_cpus),
                 cgroups: common.max_cgroups,
                 objects: common.max_objects.unwrap_or(MAX_OBJECTS),
+                rows: common.rows.unwrap_or(SLAB_KEYS),
             },
             depth: common.depth,
             log_level: if common.verbose >= 2 { 4 } else { 0 },

@@ -17,7 +17,7 @@ use aya::{
 use kmem_trace_ebpf::{
     config::Config,
     pairs::ProgramMembers,
-    sums::{Cache, DEAD, LAST, SLAB_KEYS, SlabKey, SlabSums},
+    sums::{Cache, DEAD, LAST, SlabKey, SlabSums},
     totals::{Place as TotalsPlace, TALLIES, Totals},
 };
 
@@ -71,6 +71,8 @@ pub struct Sizes {
     pub cgroups: u32,
     /// Slab objects without a payer that are remembered.
     pub objects: u32,
+    /// Sums of slab by cgroup, cache, call site and cause.
+    pub rows: u32,
 }
 
 impl Sizes {
@@ -196,7 +198,7 @@ pub fn attach(plan: &Plan, config: &Config, wanted: &Wanted<'_>) -> Result<Attac
     config.cast_to = plan.cast.map_or(0, |cast| cast.words);
     config.places = sizes.cgroups;
     config.copies_mask = copies as u32 - 1;
-    config.slab_places = if plan.slab { SLAB_KEYS } else { 1 };
+    config.slab_places = if plan.slab { sizes.rows } else { 1 };
     let places = sizes.cgroups as usize;
     let copied = |elements: u32| {
         elements

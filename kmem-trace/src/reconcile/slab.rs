@@ -337,10 +337,13 @@ pub fn node(
 }
 
 impl SlabReport {
-    /// How the sum of some lines is to be read.
-    pub fn reading(&self, wanted: impl Fn(&SlabLine) -> bool) -> Reading {
-        let lines = self.lines.iter();
-        Reading::of_sum(lines.filter(|line| wanted(line) && line.bytes != 0))
+    /// How the sum of the lines of what somebody pays for (`true`), or nobody, is to be read. What was
+    /// lost may be all that there would have been: lines do not tell that alone.
+    pub fn reading(&self, charged: &[bool]) -> Reading {
+        let wanted = |line: &&SlabLine| charged.contains(&line.is_charged()) && line.bytes != 0;
+        let of_lines = Reading::of_sum(self.lines.iter().filter(wanted));
+        let of_losses = charged.iter().map(|it| self.node.lost.reading(*it));
+        of_losses.fold(of_lines, Reading::and)
     }
 }
 
@@ -816,6 +819,32 @@ mod tests {
             verdict(&report)[0],
             "50.0 KiB of slab made here are in no usage; what is charged of slab fell by 48.0 KiB meanwhile."
         );
+    }
+
+    #[test]
+    fn a_sum_without_a_line_is_no_count_where_events_were_lost() {
+        let mut report = SlabReport {
+            elapsed_s: 1.0,
+            lines: Vec::new(),
+            large: Vec::new(),
+            wrong_payers: Vec::new(),
+            dead: Vec::new(),
+            node: NodeLine::default(),
+            findings: Findings::default(),
+        };
+        assert_eq!(report.reading(&[true, false]), Reading::Counted);
+        report.node.lost.by_role.insert(
+            "slab.alloc",
+            RoleLost {
+                map_full: 7,
+                ..RoleLost::default()
+            },
+        );
+        assert_eq!(report.reading(&[true]), Reading::AtLeast);
+        // Of what nobody pays for alone the ends are not known.
+        report.node.lost.objects = 1;
+        assert_eq!(report.reading(&[true]), Reading::AtLeast);
+        assert_eq!(report.reading(&[true, false]), Reading::About);
     }
 
     #[test]

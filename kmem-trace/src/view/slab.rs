@@ -29,17 +29,17 @@ pub fn report(out: &mut impl Write, slab: &SlabReport) -> io::Result<()> {
         out,
         "slab made here since start",
         made,
-        slab.reading(|_| true),
+        slab.reading(&[true, false]),
         "live objects, at kmem_cache.size each",
     )?;
-    let reading = slab.reading(SlabLine::is_charged);
+    let reading = slab.reading(&[true]);
     sum(out, "  charged to it", node.charged_bytes, reading, "")?;
     rows(out, slab, SlabLine::is_charged)?;
     for line in &slab.findings.charged {
         charged(out, line, slab.findings.charged.len() > 1)?;
     }
     let is_uncharged = |line: &SlabLine| !line.is_charged();
-    let reading = slab.reading(is_uncharged);
+    let reading = slab.reading(&[false]);
     sum(
         out,
         "  charged to nobody",

@@ -182,6 +182,47 @@ fn maps_of_one_place_lose_and_say_so_and_the_bound_knows_it() {
 }
 
 #[test]
+fn sums_of_slab_that_find_no_place_are_counted_and_lines_say_so() {
+    if !is_worth_it() || !traceable() {
+        return;
+    }
+    let parent = Cgroup::top(&own("rows"));
+    let tracer = Tracer::start(&format!("-c {} -i 200ms --rows 8", parent.name));
+    if tracer.role("slab.alloc")["default"] != true {
+        machine::skip("slab is not attributed here");
+        return;
+    }
+    let held = load::start(&parent, "pipes=200");
+    tracer.next_report(&parent.name);
+    let report = tracer.next_report(&parent.name);
+    let all = tracer.all();
+    held.end();
+    lines::assert_holds(tracer.end().assert_fine());
+    // Slab alone: the ledger has its own places.
+    assert_eq!(number(&report["lost"], "map_full"), 0, "{report}");
+    let limits = report["limits"].to_string();
+    assert!(limits.contains("slab figures are not whole"), "{report}");
+    let node = lines::of_type(&all, "node").last().expect("a node line");
+    assert!(number(&node["lost"], "map_full") > 0, "{node}");
+    for row in lines::of_type(&all, "slab") {
+        assert_ne!(row["bytes_are"], "counted", "{row}");
+    }
+    let screen = thread::scope(|scope| {
+        let traced = scope.spawn(|| ask(&format!("-c {} --rows 8 -d 2s", parent.name)));
+        while !traced.is_finished() {
+            load::pass(&parent, "pipes=100");
+        }
+        traced.join().expect("the trace ends")
+    });
+    let made = screen
+        .out
+        .lines()
+        .find(|line| line.starts_with("slab made here"));
+    let made = made.unwrap_or_else(|| panic!("{}", screen.out));
+    assert!(made.contains(['≥', '≤', '≈']), "{made}");
+}
+
+#[test]
 fn two_tracers_at_once_say_the_same_and_hold() {
     if !is_worth_it() || !traceable() {
         return;
