@@ -5,7 +5,7 @@
 
 use std::{
     collections::BTreeSet,
-    io::Read,
+    io::{self, Read},
     path::{Path, PathBuf},
 };
 
@@ -118,7 +118,7 @@ const USED: [Use; 6] = [
         capability: Capability::CAP_DAC_READ_SEARCH,
         name: "CAP_DAC_READ_SEARCH",
         stands_in: Some(Capability::CAP_DAC_OVERRIDE),
-        purpose: "to read tracefs, which is root's",
+        purpose: "to read tracefs and /proc/slabinfo, which are root's",
     },
     Use {
         capability: Capability::CAP_SYS_RESOURCE,
@@ -164,6 +164,17 @@ fn sorted(has: impl Fn(Capability) -> bool) -> (Named, Vec<(&'static str, &'stat
             .map(|used| (used.name, used.purpose))
             .collect(),
     )
+}
+
+/// What it takes to switch the kernel's BPF statistics on, by its answer to who tried. The call asks
+/// for this capability alone (`bpf_enable_stats`, kernel/bpf/syscall.c). It is not among those that
+/// tracing uses: doctor need not recommend it for what two options alone take.
+pub fn statistics_need(refused: &io::Error) -> &'static str {
+    match refused.raw_os_error() {
+        Some(libc::EPERM) => "this takes CAP_SYS_ADMIN",
+        // EINVAL: an older kernel knows no such call.
+        _ => "Linux 5.8 and later have them",
+    }
 }
 
 /// `kernel.kptr_restrict`: 0 shows kernel addresses to those with `CAP_SYSLOG` and perf rights,
@@ -331,6 +342,15 @@ mod tests {
     fn capability_names_are_the_kernels() {
         for used in USED {
             assert_eq!(used.capability.to_string(), used.name);
+        }
+    }
+
+    #[test]
+    fn a_kernel_that_refuses_statistics_is_told_from_one_that_has_none() {
+        let need = |code| statistics_need(&io::Error::from_raw_os_error(code));
+        assert!(need(libc::EPERM).contains("CAP_SYS_ADMIN"));
+        for code in [libc::EINVAL, libc::ENOMEM] {
+            assert!(need(code).contains("5.8"), "{code}");
         }
     }
 

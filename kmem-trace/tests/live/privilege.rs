@@ -7,10 +7,12 @@ use std::{
     process::Command,
 };
 
+use nix::sys::statvfs::{FsFlags, statvfs};
+
 use crate::{
-    own,
+    first_line, last_line, own,
     support::{
-        cgroup::Cgroup,
+        cgroup::{self, Cgroup},
         lines, load, machine,
         tracer::{Answer, Tracer, answer},
     },
@@ -56,30 +58,39 @@ fn a_running_trace_has_given_up_all_but_reading() {
     lines::assert_holds(tracer.end().assert_fine());
 }
 
-/// A trace by user `nobody` who has these capabilities and no other.
-fn as_nobody_with(cgroup: &Cgroup, capabilities: &[&str]) -> Answer {
-    let words: Vec<String> = capabilities.iter().map(|name| format!("+{name}")).collect();
-    let set = format!("-all,{}", words.join(","));
-    let set = set.trim_end_matches(',');
+/// A command that user `nobody` starts, who is in no other group; what follows are its words.
+fn nobody() -> Command {
     let mut command = Command::new("setpriv");
+    command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups"]);
     command
-        .args(["--reuid", "65534", "--regid", "65534", "--clear-groups"])
+}
+
+/// A trace by user `nobody` who has these capabilities and no other, and says these words too.
+fn as_nobody_with(cgroup: &Cgroup, capabilities: &[&str], words: &[&str]) -> Answer {
+    let names: Vec<String> = capabilities.iter().map(|name| format!("+{name}")).collect();
+    let set = format!("-all,{}", names.join(","));
+    let set = set.trim_end_matches(',');
+    let mut command = nobody();
+    command
         .args(["--inh-caps", set, "--ambient-caps", set])
-        .arg(machine::program())
-        .args(["-d", "300ms", "--format", "json", "-c", &cgroup.name]);
+        .arg(machine::program());
+    trace(command, cgroup, words)
+}
+
+/// A trace by this command, which is the program by some way.
+fn trace(mut command: Command, cgroup: &Cgroup, words: &[&str]) -> Answer {
+    command
+        .args(["-d", "300ms", "--format", "json", "-c", &cgroup.name])
+        .args(words);
     answer(command)
 }
 
-#[test]
-fn it_runs_without_root_with_exactly_the_capabilities_that_it_names() {
-    if !traceable() {
-        return;
-    }
-    if Command::new("setpriv").arg("--version").output().is_err() {
+/// Whether user `nobody` may start `program`; says why not.
+fn is_for_nobody(program: &Path) -> bool {
+    if nobody().arg("true").output().is_err() {
         machine::skip("needs setpriv of util-linux");
-        return;
+        return false;
     }
-    let program = machine::program();
     let readable = program
         .ancestors()
         .skip(1)
@@ -87,15 +98,49 @@ fn it_runs_without_root_with_exactly_the_capabilities_that_it_names() {
         .all(|dir| dir.permissions().mode() & 0o001 != 0);
     if !readable {
         machine::skip("the program is in a directory that others cannot enter");
+    }
+    readable
+}
+
+/// Traced within its bound, in the mode that root's trace of the same cgroup is in.
+#[track_caller]
+fn assert_as_good_as_roots(answer: &Answer, cgroup: &Cgroup) {
+    assert_eq!(answer.code(), 0, "{answer:?}");
+    lines::assert_holds(&last_line(answer));
+    let root = trace(Command::new(machine::program()), cgroup, &[]);
+    let (plan, roots) = (first_line(answer), first_line(&root));
+    if plan["mode"] == roots["mode"] {
+        return;
+    }
+    let paranoid = fs::read_to_string("/proc/sys/kernel/perf_event_paranoid").unwrap_or_default();
+    let mut roles = roots["roles"].as_array().expect("a list").iter();
+    let by_perf = roles.any(|role| role["mechanism"] == "kprobe");
+    if by_perf && paranoid.trim().parse().is_ok_and(|level: i32| level > 2) {
+        machine::skip(
+            "kernel.perf_event_paranoid leaves kprobes to CAP_SYS_ADMIN: no mode as root's",
+        );
+        return;
+    }
+    panic!(
+        "{} is not root's {}: {plan} and {roots}",
+        plan["mode"], roots["mode"]
+    );
+}
+
+/// All that docs/security.md names for a trace, but what old kernels ask for memory.
+const NAMED: [&str; 5] = ["bpf", "perfmon", "dac_read_search", "syslog", "sys_rawio"];
+
+#[test]
+fn it_runs_without_root_with_exactly_the_capabilities_that_it_names() {
+    if !traceable() || !is_for_nobody(&machine::program()) {
         return;
     }
     let parent = Cgroup::top(&own("nobody"));
     let needed = ["bpf", "perfmon", "dac_read_search"];
-    let all = as_nobody_with(&parent, &[&needed[..], &["syslog"]].concat());
-    assert_eq!(all.code(), 0, "{all:?}");
+    assert_as_good_as_roots(&as_nobody_with(&parent, &NAMED, &[]), &parent);
     for without in needed {
         let rest: Vec<&str> = needed.into_iter().filter(|one| *one != without).collect();
-        let lacking = as_nobody_with(&parent, &rest);
+        let lacking = as_nobody_with(&parent, &rest, &[]);
         // What cannot be read makes a plan poorer; what cannot be loaded ends it, in a line.
         if lacking.code() == 0 {
             assert_eq!(without, "dac_read_search", "{lacking:?}");
@@ -103,4 +148,145 @@ fn it_runs_without_root_with_exactly_the_capabilities_that_it_names() {
             assert_eq!(lacking.error.lines().count(), 1, "{without}: {lacking:?}");
         }
     }
+}
+
+#[test]
+fn statistics_of_programs_take_one_capability_more_and_the_refusal_names_it() {
+    if !traceable() || !is_for_nobody(&machine::program()) {
+        return;
+    }
+    let parent = Cgroup::top(&own("stats"));
+    for words in [&["--bpf-stats"][..], &["--max-overhead", "50%"]] {
+        let refused = as_nobody_with(&parent, &NAMED, words);
+        let error = refused.assert_refused();
+        assert!(error.contains("CAP_SYS_ADMIN"), "{words:?}: {error}");
+        assert!(error.contains(words[0]), "{words:?}: {error}");
+        let with = [&NAMED[..], &["sys_admin"]].concat();
+        let allowed = as_nobody_with(&parent, &with, words);
+        assert_eq!(allowed.code(), 0, "{words:?}: {allowed:?}");
+    }
+}
+
+/// What `doctor` tells user `nobody` to type, so that this program may trace: `cap_bpf,…+ep`.
+fn recommended(program: &Path) -> String {
+    let mut command = nobody();
+    command.arg(program).args(["doctor", "--format", "json"]);
+    let page = last_line(&answer(command));
+    let mut problems = page["problems"].as_array().expect("a list").iter();
+    let found = problems.find_map(|problem| {
+        let words = problem["command"].as_str()?.strip_prefix("sudo setcap ")?;
+        words.split(' ').next().map(str::to_owned)
+    });
+    found.unwrap_or_else(|| panic!("no setcap in {page}"))
+}
+
+#[test]
+fn a_program_that_was_given_what_doctor_recommends_traces_as_well_as_root() {
+    if !traceable() {
+        return;
+    }
+    let dir = tempfile::tempdir().expect("a directory can be made");
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).expect("it is ours");
+    let program = dir.path().join("kmem-trace");
+    if !is_for_nobody(&program) {
+        return;
+    }
+    let flags = statvfs(dir.path()).expect("it is there").flags();
+    if flags.intersects(FsFlags::ST_NOSUID | FsFlags::ST_NOEXEC) {
+        machine::skip("capabilities of files count for nothing where temporary files are (nosuid)");
+        return;
+    }
+    if status(Path::new("/proc/self"), "NoNewPrivs:") != "0" {
+        machine::skip(
+            "nothing that these tests start gains by capabilities of files (no_new_privs)",
+        );
+        return;
+    }
+    // By another process: what this one had open for writing, a child that another test starts
+    // meanwhile would hold, and the kernel executes no such file.
+    let copied = Command::new("cp")
+        .arg(machine::program())
+        .arg(&program)
+        .status();
+    assert!(copied.expect("cp starts").success());
+    let parent = Cgroup::top(&own("setcap"));
+    let as_nobody = || {
+        let mut command = nobody();
+        command.arg(&program);
+        trace(command, &parent, &[])
+    };
+    // So that it is not something else that lets nobody trace.
+    as_nobody().assert_refused();
+    let given = Command::new("setcap")
+        .arg(recommended(&program))
+        .arg(&program)
+        .output();
+    match given {
+        Err(_) => {
+            machine::skip("needs setcap of libcap2-bin");
+            return;
+        }
+        Ok(given) if !given.status.success() => {
+            let why = String::from_utf8_lossy(&given.stderr).into_owned();
+            assert!(why.contains("not supported"), "setcap: {why}");
+            machine::skip("where temporary files are, files have no capabilities");
+            return;
+        }
+        Ok(_) => {}
+    }
+    assert_as_good_as_roots(&as_nobody(), &parent);
+}
+
+/// Runs what follows the hierarchy's mount point where that is read-only, which nobody else sees;
+/// 98 where that cannot be had, 99 where a cgroup can be made all the same.
+const READ_ONLY: &str = r#"
+mount --make-rprivate / && mount -o remount,bind,ro "$1" || exit 98
+if mkdir "$1/kmem-trace-test-ro-$$" 2>/dev/null; then rmdir "$1/kmem-trace-test-ro-$$"; exit 99; fi
+shift
+exec "$@"
+"#;
+
+#[test]
+fn a_trace_writes_to_no_cgroup() {
+    if !traceable() {
+        return;
+    }
+    let parent = Cgroup::top(&own("read-only"));
+    let read_only = |words: &[&str]| {
+        let mut command = Command::new("unshare");
+        command
+            .args(["-m", "sh", "-c", READ_ONLY, "sh"])
+            .arg(cgroup::hierarchy().0)
+            .args(words);
+        command
+    };
+    match read_only(&["true"]).output() {
+        Ok(made) if made.status.success() => {}
+        made => {
+            machine::skip(&format!(
+                "no read-only cgroups in a mount namespace: {made:?}"
+            ));
+            return;
+        }
+    }
+    let program = machine::program().display().to_string();
+    // Who has to write is refused there, so that a write would show.
+    let run = answer(read_only(&[
+        &program,
+        "run",
+        "-c",
+        &own("made"),
+        "--",
+        "true",
+    ]));
+    let error = run.assert_refused();
+    assert!(error.contains("Read-only file system"), "{error}");
+    let words = [&program, "-d", "1s", "--format", "json", "-c", &parent.name];
+    let traced = answer(read_only(&words));
+    assert_eq!(
+        (traced.code(), traced.error.as_str()),
+        (0, ""),
+        "{traced:?}"
+    );
+    lines::assert_holds(&last_line(&traced));
 }

@@ -33,7 +33,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 use kmem_trace_ebpf::record::{CgroupRecord, OP_MKDIR, OP_RELEASE, OP_RENAME, OP_RMDIR};
 
 use crate::{
@@ -49,7 +49,7 @@ use crate::{
     kernel::{
         callsite,
         cgroupfs::{self, CgroupDir, Hierarchy, MemoryMount},
-        proc,
+        proc, security,
     },
     ledger::{book::Streamed, tree::Tree},
     reconcile::{
@@ -158,9 +158,12 @@ impl Session {
             bail!("{line}");
         }
         let measuring = match request.bpf_stats || request.may_step_down {
-            true => Some(stats::measure().context(
-                "cannot switch the kernel's BPF statistics on (Linux 5.8 and later have them); leave --bpf-stats and --max-overhead out",
-            )?),
+            true => Some(stats::measure().map_err(|error| {
+                let needs = security::statistics_need(&error);
+                anyhow!(error).context(format!(
+                    "cannot switch the kernel's BPF statistics on ({needs}); leave --bpf-stats and --max-overhead out"
+                ))
+            })?),
             false => None,
         };
         let list = inspection.kallsyms.take().filter(|_| request.slab);
