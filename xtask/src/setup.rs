@@ -13,7 +13,7 @@ use crate::vm::qemu;
 use crate::{bpf, process, rust_src, workspace};
 
 /// A file that must be there, and the Debian package that brings it.
-const FILES: [(&str, &str); 8] = [
+const FILES: [(&str, &str); 9] = [
     ("/bin/busybox", "busybox-static"),
     (
         "/usr/share/keyrings/debian-archive-keyring.gpg",
@@ -22,6 +22,8 @@ const FILES: [(&str, &str); 8] = [
     ("/usr/bin/xz", "xz-utils"),
     ("/usr/bin/dpkg-deb", "dpkg"),
     ("/usr/bin/setpriv", "util-linux"),
+    // For the test of a program with capabilities of its own.
+    ("/sbin/setcap", "libcap2-bin"),
     // bpf-linker links to LLVM with the C++ compiler's help.
     ("/usr/bin/c++", "g++"),
     // The tests' kernel module, and its type information.

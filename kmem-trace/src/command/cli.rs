@@ -114,13 +114,13 @@ pub struct Common {
     #[arg(long, value_name = "FILE")]
     pub record: Option<PathBuf>,
     /// Have the kernel measure the BPF programs' run time and show it. Costs some 30 ns a run, of
-    /// all programs on the machine, until the trace ends.
+    /// all programs on the machine, until the trace ends, and takes CAP_SYS_ADMIN.
     #[arg(long)]
     pub bpf_stats: bool,
     /// Most that tracing may cost, in percent of the CPU time of all online CPUs together (BPF
     /// programs and this process). Above it, half a second long, less is followed, step by step
     /// and each one announced: single events, call sites of slab, slab. Has the kernel measure the
-    /// programs, as --bpf-stats does, until no step is left.
+    /// programs, as --bpf-stats does, until no step is left, and takes CAP_SYS_ADMIN.
     #[arg(long, value_name = "PCT", allow_hyphen_values = true, value_parser = percent)]
     pub max_overhead: Option<f64>,
     /// Say more; twice: the BPF programs' log too.

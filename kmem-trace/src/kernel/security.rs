@@ -200,14 +200,6 @@ pub fn perf_event_paranoid() -> Result<i64, FileError> {
     })
 }
 
-/// `kernel.unprivileged_bpf_disabled`: 0 allows BPF without privileges, 1 and 2 do not.
-///
-/// # Errors
-/// [`FileError`]; [`FileError::is_absent`] where the kernel has no BPF system call.
-pub fn unprivileged_bpf_disabled() -> Result<u64, FileError> {
-    sysctl("unprivileged_bpf_disabled")
-}
-
 fn sysctl(name: &str) -> Result<u64, FileError> {
     let path = Path::new("/proc/sys/kernel").join(name);
     file::read_as(&path, |bytes| {
