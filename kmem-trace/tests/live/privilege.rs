@@ -1,13 +1,23 @@
 //! What the tracer may do while it runs, and what it must be allowed to begin.
 
 use std::{
-    fs,
-    os::unix::fs::{PermissionsExt as _, chown},
+    fs, io,
+    os::unix::{
+        fs::{PermissionsExt as _, chown},
+        process::CommandExt as _,
+    },
     path::Path,
     process::Command,
 };
 
-use nix::sys::statvfs::{FsFlags, statvfs};
+use caps::{CapSet, Capability, CapsHashSet};
+use nix::{
+    sys::{
+        prctl::set_keepcaps,
+        statvfs::{FsFlags, statvfs},
+    },
+    unistd::{Gid, Uid, setgid, setgroups, setuid},
+};
 
 use crate::{
     first_line, last_line, own,
@@ -58,22 +68,28 @@ fn a_running_trace_has_given_up_all_but_reading() {
     lines::assert_holds(tracer.end().assert_fine());
 }
 
-/// A command that user `nobody` starts, who is in no other group; what follows are its words.
-fn nobody() -> Command {
-    let mut command = Command::new("setpriv");
-    command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups"]);
-    command
+/// Has user `nobody`, who is in no other group, run the program with these capabilities and no other.
+fn as_nobody(command: &mut Command, capabilities: &[Capability]) {
+    let wanted: CapsHashSet = capabilities.iter().copied().collect();
+    let become_nobody = move || {
+        set_keepcaps(true)?;
+        setgroups(&[])?;
+        setgid(Gid::from_raw(65_534))?;
+        setuid(Uid::from_raw(65_534))?;
+        // What is not ambient does not outlive the start of a program.
+        for set in [CapSet::Inheritable, CapSet::Ambient] {
+            caps::set(None, set, &wanted).map_err(io::Error::other)?;
+        }
+        Ok(())
+    };
+    // SAFETY: nothing of the parent's is used but the set, which is this closure's own.
+    unsafe { command.pre_exec(become_nobody) };
 }
 
 /// A trace by user `nobody` who has these capabilities and no other, and says these words too.
-fn as_nobody_with(cgroup: &Cgroup, capabilities: &[&str], words: &[&str]) -> Answer {
-    let names: Vec<String> = capabilities.iter().map(|name| format!("+{name}")).collect();
-    let set = format!("-all,{}", names.join(","));
-    let set = set.trim_end_matches(',');
-    let mut command = nobody();
-    command
-        .args(["--inh-caps", set, "--ambient-caps", set])
-        .arg(machine::program());
+fn as_nobody_with(cgroup: &Cgroup, capabilities: &[Capability], words: &[&str]) -> Answer {
+    let mut command = Command::new(machine::program());
+    as_nobody(&mut command, capabilities);
     trace(command, cgroup, words)
 }
 
@@ -87,10 +103,6 @@ fn trace(mut command: Command, cgroup: &Cgroup, words: &[&str]) -> Answer {
 
 /// Whether user `nobody` may start `program`; says why not.
 fn is_for_nobody(program: &Path) -> bool {
-    if nobody().arg("true").output().is_err() {
-        machine::skip("needs setpriv of util-linux");
-        return false;
-    }
     let readable = program
         .ancestors()
         .skip(1)
@@ -128,7 +140,13 @@ fn assert_as_good_as_roots(answer: &Answer, cgroup: &Cgroup) {
 }
 
 /// All that docs/security.md names for a trace, but what old kernels ask for memory.
-const NAMED: [&str; 5] = ["bpf", "perfmon", "dac_read_search", "syslog", "sys_rawio"];
+const NAMED: [Capability; 5] = [
+    Capability::CAP_BPF,
+    Capability::CAP_PERFMON,
+    Capability::CAP_DAC_READ_SEARCH,
+    Capability::CAP_SYSLOG,
+    Capability::CAP_SYS_RAWIO,
+];
 
 #[test]
 fn it_runs_without_root_with_exactly_the_capabilities_that_it_names() {
@@ -136,14 +154,18 @@ fn it_runs_without_root_with_exactly_the_capabilities_that_it_names() {
         return;
     }
     let parent = Cgroup::top(&own("nobody"));
-    let needed = ["bpf", "perfmon", "dac_read_search"];
+    let needed = &NAMED[..3];
     assert_as_good_as_roots(&as_nobody_with(&parent, &NAMED, &[]), &parent);
     for without in needed {
-        let rest: Vec<&str> = needed.into_iter().filter(|one| *one != without).collect();
+        let rest: Vec<_> = needed
+            .iter()
+            .filter(|one| *one != without)
+            .copied()
+            .collect();
         let lacking = as_nobody_with(&parent, &rest, &[]);
         // What cannot be read makes a plan poorer; what cannot be loaded ends it, in a line.
         if lacking.code() == 0 {
-            assert_eq!(without, "dac_read_search", "{lacking:?}");
+            assert_eq!(*without, Capability::CAP_DAC_READ_SEARCH, "{lacking:?}");
         } else {
             assert_eq!(lacking.error.lines().count(), 1, "{without}: {lacking:?}");
         }
@@ -161,7 +183,7 @@ fn statistics_of_programs_take_one_capability_more_and_the_refusal_names_it() {
         let error = refused.assert_refused();
         assert!(error.contains("CAP_SYS_ADMIN"), "{words:?}: {error}");
         assert!(error.contains(words[0]), "{words:?}: {error}");
-        let with = [&NAMED[..], &["sys_admin"]].concat();
+        let with = [&NAMED[..], &[Capability::CAP_SYS_ADMIN]].concat();
         let allowed = as_nobody_with(&parent, &with, words);
         assert_eq!(allowed.code(), 0, "{words:?}: {allowed:?}");
     }
@@ -169,8 +191,9 @@ fn statistics_of_programs_take_one_capability_more_and_the_refusal_names_it() {
 
 /// What `doctor` tells user `nobody` to type, so that this program may trace: `cap_bpf,…+ep`.
 fn recommended(program: &Path) -> String {
-    let mut command = nobody();
-    command.arg(program).args(["doctor", "--format", "json"]);
+    let mut command = Command::new(program);
+    command.args(["doctor", "--format", "json"]);
+    as_nobody(&mut command, &[]);
     let page = last_line(&answer(command));
     let mut problems = page["problems"].as_array().expect("a list").iter();
     let found = problems.find_map(|problem| {
@@ -210,13 +233,13 @@ fn a_program_that_was_given_what_doctor_recommends_traces_as_well_as_root() {
         .status();
     assert!(copied.expect("cp starts").success());
     let parent = Cgroup::top(&own("setcap"));
-    let as_nobody = || {
-        let mut command = nobody();
-        command.arg(&program);
+    let traced = || {
+        let mut command = Command::new(&program);
+        as_nobody(&mut command, &[]);
         trace(command, &parent, &[])
     };
     // So that it is not something else that lets nobody trace.
-    as_nobody().assert_refused();
+    traced().assert_refused();
     let given = Command::new("setcap")
         .arg(recommended(&program))
         .arg(&program)
@@ -234,7 +257,7 @@ fn a_program_that_was_given_what_doctor_recommends_traces_as_well_as_root() {
         }
         Ok(_) => {}
     }
-    assert_as_good_as_roots(&as_nobody(), &parent);
+    assert_as_good_as_roots(&traced(), &parent);
 }
 
 /// Runs what follows the hierarchy's mount point where that is read-only, which nobody else sees;
