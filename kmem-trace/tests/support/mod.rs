@@ -6,6 +6,7 @@
 // Each test target uses its own part of this room.
 #![allow(dead_code)]
 
+pub mod bpf;
 pub mod cgroup;
 pub mod lines;
 pub mod load;
