@@ -5,6 +5,7 @@ use std::{
     fs::{self, File},
     os::fd::AsRawFd as _,
     path::Path,
+    sync::atomic::{AtomicBool, Ordering},
     thread,
     time::Duration,
 };
@@ -84,9 +85,10 @@ fn a_cpu_that_goes_and_comes_back_leaves_the_totals_right() {
         return;
     }
     let parent = Cgroup::top(&own("cpu"));
-    let tracer = Tracer::start(&format!("-c {} -i 200ms --no-slab", parent.name));
-    let exact = tracer.plan()["mode"] == "exact";
-    let before = load::start(&parent, "anon=10M");
+    let words = format!("-c {} -i 200ms --no-slab", parent.name);
+    let first = Tracer::start(&words);
+    // Its charges are in totals of the CPU that goes.
+    let before = load::start_on(1, &parent, "anon=10M pipes=100");
     let offline = match Offline::take(file) {
         Ok(offline) => offline,
         Err(error) => {
@@ -94,21 +96,46 @@ fn a_cpu_that_goes_and_comes_back_leaves_the_totals_right() {
             return;
         }
     };
+    assert_has_all(&first, &parent, 10 << 20);
     let during = load::start(&parent, "anon=10M pipes=100");
-    lines::assert_holds(&tracer.next_report(&parent.name));
+    let second = Tracer::start(&words);
+    let elsewhere = load::start(&parent, "anon=10M");
+    assert_has_all(&first, &parent, 30 << 20);
+    assert_has_all(&second, &parent, 10 << 20);
     drop(offline);
+    // The second tracer began without that CPU.
+    let after = load::start_on(1, &parent, "anon=10M pipes=100");
     before.end();
-    let after = load::start(&parent, "anon=10M");
     storm::processes_for(&parent, Duration::from_millis(300));
+    assert_has_all(&first, &parent, 40 << 20);
+    assert_has_all(&second, &parent, 20 << 20);
+    for load in [during, elsewhere, after] {
+        load.end();
+    }
+    for tracer in [first, second] {
+        lines::assert_holds(tracer.end().assert_fine());
+    }
+}
+
+/// Once all is calm, `least` bytes or more were charged, and nothing is unexplained.
+#[track_caller]
+fn assert_has_all(tracer: &Tracer, parent: &Cgroup, least: i64) {
     thread::sleep(Duration::from_millis(500));
     let report = tracer.next_report(&parent.name);
     lines::assert_holds(&report);
-    if exact && number(&report["lost"], "skipped") == 0 {
+    if tracer.plan()["mode"] == "exact" && number(&report["lost"], "skipped") == 0 {
         lines::assert_exact(&report);
     }
-    during.end();
-    after.end();
-    lines::assert_holds(tracer.end().assert_fine());
+    assert!(number(&report, "charged_bytes") >= least, "{report}");
+}
+
+/// Says that it is over when it is dropped: who waits for that waits not for ever where a check fails.
+struct Over<'a>(&'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 #[test]
@@ -122,11 +149,11 @@ fn modules_that_go_while_symbols_are_read_do_no_harm() {
         return;
     }
     let parent = Cgroup::top(&own("module"));
-    let stop = std::sync::atomic::AtomicBool::new(false);
+    let stop = AtomicBool::new(false);
     let turns = thread::scope(|scope| {
         let loader = scope.spawn(|| {
             let mut turns = 0;
-            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+            while !stop.load(Ordering::Relaxed) {
                 let file = File::open(module).expect("it is there");
                 // SAFETY: system calls on an open file and on texts.
                 unsafe {
@@ -144,6 +171,7 @@ fn modules_that_go_while_symbols_are_read_do_no_harm() {
             }
             turns
         });
+        let over = Over(&stop);
         for _ in 0..3 {
             let answer = ask(&format!(
                 "-c {} -d 300ms --no-slab --format json",
@@ -153,7 +181,20 @@ fn modules_that_go_while_symbols_are_read_do_no_harm() {
             let doctor = ask("doctor --format json");
             assert_eq!(doctor.code(), 0, "{doctor:?}");
         }
-        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        // Of the calls above none looks for a call site.
+        let tracer = Tracer::start(&format!("-c {} --events slab.alloc", parent.name));
+        load::pass(&parent, "pipes=100");
+        let ended = tracer.end();
+        ended.assert_fine();
+        let sites: Vec<_> = lines::of_type(&ended.lines, "event")
+            .filter(|event| event["role"] == "slab.alloc")
+            .filter_map(|event| event["call_site"].as_str())
+            .collect();
+        assert!(sites.len() > 100, "{} call sites only", sites.len());
+        // An address that no symbol is found for stays one.
+        let nameless = sites.iter().find(|site| site.starts_with("0x"));
+        assert_eq!(nameless, None, "of {} call sites", sites.len());
+        drop(over);
         loader.join().expect("it runs")
     });
     assert!(turns > 2, "{turns} turns only");

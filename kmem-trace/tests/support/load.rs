@@ -6,6 +6,11 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
+use nix::{
+    sched::{CpuSet, sched_getaffinity, sched_setaffinity},
+    unistd::Pid,
+};
+
 use super::{cgroup::Cgroup, machine};
 
 /// A process that stands in its cgroup and holds what it made.
@@ -38,6 +43,19 @@ pub fn start_in(dir: &Path, words: &str) -> Load {
         panic!("the load {words} did not come up: {why}");
     }
     Load(child)
+}
+
+/// As [`start`], by a process that runs on `cpu` alone for as long as there is that CPU.
+pub fn start_on(cpu: usize, cgroup: &Cgroup, words: &str) -> Load {
+    let this = Pid::from_raw(0);
+    let all = sched_getaffinity(this).expect("it can be asked");
+    let mut one = CpuSet::new();
+    one.set(cpu).expect("the kernel numbers no more CPUs");
+    // It is handed down to what this thread starts.
+    sched_setaffinity(this, &one).expect("the CPU is there");
+    let load = start(cgroup, words);
+    sched_setaffinity(this, &all).expect("they were allowed before");
+    load
 }
 
 /// Makes `words` in `cgroup` and lets go again.
