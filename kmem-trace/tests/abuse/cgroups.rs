@@ -42,8 +42,9 @@ fn cgroups_that_come_and_go_take_no_memory_and_their_places_are_used_again() {
     let parent = Cgroup::top(&own("churn"));
     let words = format!("-c {} -i 200ms --max-cgroups {places}", parent.name);
     let tracer = Tracer::start(&words);
+    // Its ring takes all there is: what is lost need not be named.
     let names = Tracer::start(&format!(
-        "-c {} --no-slab --events cgroup.lifecycle",
+        "-c {} --no-slab --events cgroup.lifecycle --ring 8192",
         parent.name
     ));
     let exact = tracer.plan()["mode"] == "exact";
@@ -90,14 +91,12 @@ fn cgroups_that_come_and_go_take_no_memory_and_their_places_are_used_again() {
         .filter(|event| event["result"] == "made")
         .filter_map(|event| event["cgroup"].as_str())
         .collect();
-    let lost = number(&summary["lost"], "ring");
+    let lost = summary["lost"]["by_role"]["cgroup.lifecycle"]["ring"].as_i64();
+    assert_eq!(lost.unwrap_or(0), 0, "{summary}");
     let missing = (0..count)
         .filter(|number| !made.contains(format!("{}/c{number}", parent.name).as_str()))
         .count();
-    assert!(
-        missing as i64 <= lost,
-        "{missing} names missing, {lost} lost"
-    );
+    assert_eq!(missing, 0, "names missing of {count}");
 }
 
 #[test]
@@ -184,17 +183,18 @@ fn removed_cgroups_that_page_cache_keeps_from_release_leave_places_for_the_slab_
     let cached = number(&report, "usage_bytes");
     thread::sleep(Duration::from_secs(1));
     let seen = tracer.all();
-    let Some(node) = lines::of_type(&seen, "node").last() else {
-        return;
-    };
-    let said = |kind| lines::of_type(&seen, kind).last().map(Value::to_string);
-    figures(&format!(
-        "{count} removed cgroups with {cached} bytes of page cache: {} slab events found no place, resident memory {} bytes, {:?}",
-        node["lost"]["map_full"],
-        report["self"]["rss_bytes"],
-        said("charged-slab"),
-    ));
-    assert_eq!(number(&node["lost"], "map_full"), 0, "{node}");
+    if let Some(node) = lines::of_type(&seen, "node").last() {
+        let said = |kind| lines::of_type(&seen, kind).last().map(Value::to_string);
+        figures(&format!(
+            "{count} removed cgroups with {cached} bytes of page cache: {} slab events found no place, resident memory {} bytes, {:?}",
+            node["lost"]["map_full"],
+            report["self"]["rss_bytes"],
+            said("charged-slab"),
+        ));
+        assert_eq!(number(&node["lost"], "map_full"), 0, "{node}");
+    } else {
+        println!("no slab attribution here: places not looked at");
+    }
     // The kernel lets go of them with the files.
     drop(files);
     thread::sleep(Duration::from_secs(1));
