@@ -1,6 +1,7 @@
 //! How a trace ends, and what it leaves.
 
 use std::{
+    collections::HashSet,
     io::{BufRead as _, BufReader},
     process::{Command, Stdio},
     thread,
@@ -10,6 +11,7 @@ use std::{
 use nix::sys::signal::Signal;
 
 use crate::support::{
+    bpf,
     cgroup::{self, Cgroup},
     lines, load, machine, soon,
     tracer::{Tracer, answer, ask, ask_with},
@@ -143,15 +145,14 @@ fn a_reader_that_goes_away_ends_the_trace_quietly() {
 }
 
 #[test]
-fn a_killed_tracer_leaves_no_program_and_the_next_trace_works_at_once() {
+fn a_killed_tracer_leaves_nothing_loaded_and_the_next_trace_works_at_once() {
     if !traceable() {
         return;
     }
     let parent = Cgroup::top("test-kill");
-    let before = machine::bpf_programs();
+    let before = bpf::all();
     let tracer = Tracer::start("--no-slab -c test-kill -i 50ms");
-    let during = machine::bpf_programs();
-    assert!(during.len() > before.len(), "nothing was loaded");
+    assert!(bpf::all().len() > before.len(), "nothing was loaded");
     tracer.signal(Signal::SIGKILL);
     let ended = tracer.wait();
     assert_eq!(ended.status.code(), None);
@@ -163,13 +164,13 @@ fn a_killed_tracer_leaves_no_program_and_the_next_trace_works_at_once() {
     assert!(lines::number(&report, "charged_bytes") > 20 << 20);
     held.end();
     next.end().assert_fine();
-    let mut left = Vec::new();
+    let mut left = HashSet::new();
     let gone = soon(Duration::from_secs(10), || {
-        left = machine::bpf_programs();
-        left.retain(|id| !before.contains(id));
+        left = bpf::all();
+        left.retain(|object| !before.contains(object));
         left.is_empty()
     });
-    assert!(gone, "programs {left:?} stay loaded");
+    assert!(gone, "{left:?} stay loaded");
 }
 
 #[test]

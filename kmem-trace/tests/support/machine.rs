@@ -81,39 +81,3 @@ pub fn needs_ledger() -> bool {
     skip("nothing can be traced on this kernel under lockdown");
     false
 }
-
-/// BPF programs that the kernel holds, of all processes.
-pub fn bpf_programs() -> Vec<u32> {
-    const BPF_PROG_GET_NEXT_ID: i32 = 11;
-    /// The part of `union bpf_attr` of that command.
-    #[repr(C)]
-    struct NextId {
-        start_id: u32,
-        next_id: u32,
-        open_flags: u32,
-    }
-    let mut found = Vec::new();
-    let mut attr = NextId {
-        start_id: 0,
-        next_id: 0,
-        open_flags: 0,
-    };
-    loop {
-        // SAFETY: the kernel reads and writes within `attr`, whose size is given.
-        let result = unsafe {
-            libc::syscall(
-                libc::SYS_bpf,
-                BPF_PROG_GET_NEXT_ID,
-                &raw mut attr,
-                size_of::<NextId>(),
-            )
-        };
-        if result != 0 {
-            let error = io::Error::last_os_error();
-            assert_eq!(error.raw_os_error(), Some(libc::ENOENT), "{error}");
-            return found;
-        }
-        found.push(attr.next_id);
-        attr.start_id = attr.next_id;
-    }
-}
