@@ -132,7 +132,8 @@ pub struct Common {
     /// Rings for the records, to test what many CPUs get.
     #[arg(long, hide = true, value_parser = rings)]
     pub rings: Option<u32>,
-    /// Sums of slab that the programs have room for, to test what happens where they run out.
+    /// Sums of slab that the programs have room for, to test what happens where that runs out: as if
+    /// this process could not take any over.
     #[arg(long, hide = true, value_parser = clap::value_parser!(u32).range(1..=16_384))]
     pub rows: Option<u32>,
     /// Begin the figures this long after attaching: tests empty meanwhile what loading left on

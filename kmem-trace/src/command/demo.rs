@@ -70,7 +70,7 @@ struct DemoLine {
     slab_grown_bytes: i64,
     kmem_grown_bytes: Option<i64>,
     slab_not_in_usage_bytes: Option<i64>,
-    /// Of these: made by the demo and charged to nobody; absent where slab was not attributed.
+    /// Of these: made by the demo and charged to nobody; `None` where slab was not attributed.
     not_charged_bytes: Option<i64>,
     /// How that is to be read, after losses.
     not_charged_are: Option<Reading>,

@@ -44,21 +44,24 @@ impl Kprobes {
     /// has no links for kprobes (before 5.15).
     pub fn of(programs: &HashSet<u32>) -> Self {
         // Asking the kernel for links takes CAP_SYS_ADMIN; our own are at hand, though aya keeps them.
-        let links: Vec<(u32, OwnedFd)> = own::bpf_links()
-            .filter_map(|descriptor| {
-                let program = info::<bpf_link_info>(descriptor)?.prog_id;
+        let own: Vec<(u32, i32)> = own::bpf_links()
+            .into_iter()
+            .filter_map(|link| Some((info::<bpf_link_info>(link)?.prog_id, link)))
+            .filter(|(program, _)| programs.contains(program))
+            .collect();
+        let links: Vec<(u32, OwnedFd)> = own
+            .iter()
+            .filter_map(|(program, link)| {
                 // SAFETY: open, for no link is given up while a plan is being attached.
-                let link = unsafe { BorrowedFd::borrow_raw(descriptor) };
-                let link = programs
-                    .contains(&program)
-                    .then(|| link.try_clone_to_owned());
-                Some((program, link?.ok()?))
+                let link = unsafe { BorrowedFd::borrow_raw(*link) };
+                Some((*program, link.try_clone_to_owned().ok()?))
             })
             .collect();
-        let has_all = programs
-            .iter()
-            .all(|id| links.iter().any(|(program, _)| program == id));
-        Self { links, has_all }
+        let has_some = |id: &u32| links.iter().any(|(program, _)| program == id);
+        Self {
+            has_all: links.len() == own.len() && programs.iter().all(has_some),
+            links,
+        }
     }
 
     /// Closes the links.

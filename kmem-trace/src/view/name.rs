@@ -40,10 +40,18 @@ pub fn printable(bytes: &[u8]) -> String {
 }
 
 /// Whether it turns the direction of what follows, ends a line, has no width, or is a blank that is no
-/// space: by the standard library's table of what prints.
+/// space: by the standard library's table of what prints, and what Unicode has displayed as nothing
+/// though it is a letter or a mark (`Default_Ignorable_Code_Point`), or a blank pattern.
 fn is_unseen(character: char) -> bool {
+    let is_nothing = matches!(
+        character,
+        '\u{34f}' | '\u{115f}' | '\u{1160}' | '\u{17b4}' | '\u{17b5}' | '\u{180b}'..='\u{180f}'
+            | '\u{2800}' | '\u{3164}' | '\u{fe00}'..='\u{fe0f}' | '\u{ffa0}'
+            | '\u{e0000}'..='\u{e0fff}'
+    );
     // After a letter, as marks that go with one are seen there.
-    !character.is_ascii() && String::from_iter(['a', character]).escape_debug().nth(1) == Some('\\')
+    let shown = || String::from_iter(['a', character]).escape_debug().nth(1);
+    is_nothing || !character.is_ascii() && shown() == Some('\\')
 }
 
 /// The same for a path.
@@ -68,7 +76,8 @@ mod tests {
     #[test]
     fn what_is_not_seen_is_shown_and_writing_stays_as_it_is() {
         for unseen in [
-            '\u{61c}', '\u{200b}', '\u{200d}', '\u{2028}', '\u{2069}', '\u{feff}', '\u{a0}',
+            '\u{61c}', '\u{200b}', '\u{200d}', '\u{2028}', '\u{2069}', '\u{feff}', '\u{3164}',
+            '\u{fe0f}', '\u{2800}', '\u{a0}',
         ] {
             let shown = format!("a\\u{{{:x}}}", u32::from(unseen));
             assert_eq!(printable(format!("a{unseen}").as_bytes()), shown);

@@ -91,10 +91,15 @@ fn killed_at_any_moment_it_leaves_nothing() {
     let parent = Cgroup::top(&own("killed"));
     let demo = own("killed-demo");
     let dir = cgroup::hierarchy().0.join(&demo);
-    let asked = Instant::now();
-    let whole = Tracer::start(&format!("-c {} -i 50ms", parent.name));
-    let start = asked.elapsed();
-    whole.end().assert_fine();
+    // The longer of two: the machine may be busier by then.
+    let one = || {
+        let asked = Instant::now();
+        let whole = Tracer::start(&format!("-c {} -i 50ms", parent.name));
+        let start = asked.elapsed();
+        whole.end().assert_fine();
+        start
+    };
+    let start = one().max(one());
     let mut held = HashSet::new();
     let mut begun = 0;
     for time in 0..times {

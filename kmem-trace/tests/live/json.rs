@@ -34,9 +34,12 @@ fn every_key_of_a_trace_is_in_the_documentation() {
     let held = load::start(&parent, "anon=5M pipes=200");
     thread::sleep(Duration::from_millis(300));
     held.end();
-    for line in &tracer.end().lines {
-        lines::assert_documented(line);
+    let ended = tracer.end();
+    ended.assert_fine();
+    for kind in ["plan", "report", "summary"] {
+        assert!(lines::of_type(&ended.lines, kind).count() > 0, "no {kind}");
     }
+    ended.lines.iter().for_each(lines::assert_documented);
     let name = own("keys-demo");
     assert_documented(&ask(&format!(
         "demo -c {name} --groups 1 --connections 50 --format json"

@@ -43,6 +43,8 @@ impl Session {
         }
         if self.shares_a_guard() && !self.counts_skips() {
             limits.push("this kernel does not count probe runs that it skips: lost.skipped is a lower bound".to_owned());
+        } else if self.shares_a_guard() && !self.attached.knows_its_kprobes() {
+            limits.push("probe runs that the kernel skipped cannot be asked for (no descriptors of our probes): lost.skipped is a lower bound".to_owned());
         }
         limits.extend(self.stepped_down());
         limits
@@ -59,11 +61,10 @@ impl Session {
 
     /// Whether the kernel counts skipped kprobe runs: it does since it can tell them per link.
     pub(super) fn counts_skips(&self) -> bool {
-        let tells = self.inspection.btf.as_ref().is_ok_and(|btf| {
+        self.inspection.btf.as_ref().is_ok_and(|btf| {
             btf.member("bpf_link_info", "perf_event.kprobe.missed")
                 .is_ok()
-        });
-        tells && self.attached.knows_its_kprobes()
+        })
     }
 
     /// Pages that per-CPU stocks can hold: online CPUs × cgroups cached per CPU × batch. How many

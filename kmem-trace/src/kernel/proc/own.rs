@@ -70,14 +70,18 @@ pub fn parse_bpf_map(bytes: &[u8]) -> Option<(u64, u64)> {
 
 /// Descriptors of the BPF links that this process has open (`bpf_link_show_fdinfo`,
 /// kernel/bpf/syscall.c).
-pub fn bpf_links() -> impl Iterator<Item = i32> {
+pub fn bpf_links() -> Vec<i32> {
     let entries = std::fs::read_dir("/proc/self/fdinfo");
-    entries.into_iter().flatten().flatten().filter_map(|entry| {
-        let shown = file::read(&entry.path()).ok()?;
-        let is_link = file::lines(&shown).any(|(_, line)| line.starts_with(b"link_id:"));
-        let descriptor = entry.file_name().to_str()?.parse().ok()?;
-        is_link.then_some(descriptor)
-    })
+    // All of them before anybody makes more, which would be among them.
+    let entries = entries.into_iter().flatten().flatten();
+    entries
+        .filter_map(|entry| {
+            let shown = file::read(&entry.path()).ok()?;
+            let is_link = file::lines(&shown).any(|(_, line)| line.starts_with(b"link_id:"));
+            let descriptor = entry.file_name().to_str()?.parse().ok()?;
+            is_link.then_some(descriptor)
+        })
+        .collect()
 }
 
 /// Size of a page in bytes.

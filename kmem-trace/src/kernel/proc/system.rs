@@ -1,9 +1,6 @@
-//! Names and settings: kernel release, distribution, boot command line, names of processes.
+//! Names and settings: kernel release, distribution, boot command line.
 
-use std::{
-    io,
-    path::{Path, PathBuf},
-};
+use std::path::Path;
 
 use crate::kernel::file::{self, FileError};
 
@@ -42,25 +39,6 @@ pub fn parse_pretty_name(bytes: &[u8]) -> Option<String> {
         }
     }
     (!plain.is_empty()).then_some(plain)
-}
-
-/// Name of a process, at most 15 bytes; `None` if there is no such process.
-///
-/// # Errors
-/// [`FileError`].
-pub fn comm(pid: u32) -> Result<Option<String>, FileError> {
-    match file::read(&PathBuf::from(format!("/proc/{pid}/comm"))) {
-        Ok(bytes) => Ok(Some(file::text(
-            bytes.strip_suffix(b"\n").unwrap_or(&bytes),
-        ))),
-        Err(FileError::Read { source, .. })
-            if source.kind() == io::ErrorKind::NotFound
-                || source.raw_os_error() == Some(libc::ESRCH) =>
-        {
-            Ok(None)
-        }
-        Err(error) => Err(error),
-    }
 }
 
 /// What the boot command line says about memory cgroups.
@@ -159,13 +137,6 @@ mod tests {
         );
         assert_eq!(name("PRETTY_NAME=\"\""), None);
         assert_eq!(name("NAME=x"), None);
-    }
-
-    #[test]
-    fn a_process_that_does_not_exist_has_no_name() {
-        assert!(comm(std::process::id()).expect("readable").is_some());
-        // Above PID_MAX_LIMIT.
-        assert_eq!(comm(4_194_305).expect("absent"), None);
     }
 
     proptest! {
