@@ -265,7 +265,10 @@ pub fn attach(plan: &Plan, config: &Config, wanted: &Wanted<'_>) -> Result<Attac
     let mut programs = Vec::new();
     let mut placed: Vec<Hook> = Vec::new();
     let mut refused: Vec<Refused> = Vec::new();
-    let mut refused_hooks: Vec<(Hook, String, bool)> = Vec::new();
+    let mut refused_hooks: Vec<(Hook, String, bool)> = hooks
+        .iter()
+        .filter_map(|hook| Some((*hook, not_taken.get(hook.program)?.clone(), false)))
+        .collect();
     for resolved in &wanted {
         let Some(choice) = resolved.choice else {
             continue;
@@ -276,10 +279,9 @@ pub fn attach(plan: &Plan, config: &Config, wanted: &Wanted<'_>) -> Result<Attac
                 continue;
             }
             let known = refused_hooks.iter().find(|(refused, ..)| refused == hook);
-            let outcome = match (known, not_taken.get(hook.program)) {
-                (Some((_, why, closed)), _) => Err((why.clone(), *closed)),
-                (None, Some(why)) => Err((why.clone(), false)),
-                (None, None) => place(&mut ebpf, hook, sites)
+            let outcome = match known {
+                Some((_, why, closed)) => Err((why.clone(), *closed)),
+                None => place(&mut ebpf, hook, sites)
                     .map_err(|error| (format!("{error:#}"), error.is::<Closed>())),
             };
             if let Err((why, closed)) = outcome {

@@ -3,11 +3,12 @@
 use std::{
     collections::{BTreeSet, HashMap},
     path::{Path, PathBuf},
-    thread::{self, Scope},
+    thread,
 };
 
 use super::{
     allowed::Allowed,
+    beside::beside,
     features::Feature,
     layout::Sources,
     memcg_stat,
@@ -116,24 +117,6 @@ impl Inspection {
             struck,
             struck_why,
         })
-    }
-}
-
-/// Work begun in a thread of its own, and waited for; where there can be no thread, done then. If it
-/// panics, so do we.
-fn beside<'scope, T: Send + 'scope>(
-    scope: &'scope Scope<'scope, '_>,
-    work: &'scope (impl Fn() -> T + Sync),
-) -> impl FnOnce() -> T {
-    let thread = thread::Builder::new().spawn_scoped(scope, work);
-    move || match thread {
-        Ok(thread) => thread
-            .join()
-            .unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
-        Err(error) => {
-            log::debug!("no thread: {error}");
-            work()
-        }
     }
 }
 

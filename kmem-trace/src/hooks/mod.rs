@@ -6,6 +6,7 @@
 //! - [`table`]: roles and their candidates, and all that is known about each.
 //! - [`allowed`]: what this kernel lets us do, found by trying.
 //! - `bare`: bpf(2) for what aya has no call for.
+//! - [`beside`]: what takes long, in a thread of its own.
 //! - [`inspect`]: everything a plan depends on, read once.
 //! - [`loader`]: aya's loader, made once.
 //! - `loading`: programs handed to the kernel.
@@ -29,6 +30,7 @@ pub mod accounting;
 pub mod allowed;
 pub mod attach;
 mod bare;
+pub mod beside;
 pub mod cast;
 pub mod context;
 pub mod features;

@@ -32,7 +32,7 @@ pub fn of(program: BorrowedFd<'_>) -> Option<ProgramStats> {
 
 /// Kprobes that programs are attached to, to ask how often the kernel passed them over: because
 /// another kprobe's handler was running (`kprobes_inc_nmissed_count`), before any program was asked.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Kprobes {
     /// With the program's id.
     links: Vec<(u32, OwnedFd)>,
@@ -43,6 +43,12 @@ impl Kprobes {
     /// Those of the programs with these ids, which this process has attached. None where the kernel
     /// has no links for kprobes (before 5.15).
     pub fn of(programs: &HashSet<u32>) -> Self {
+        if programs.is_empty() {
+            return Self {
+                links: Vec::new(),
+                has_all: true,
+            };
+        }
         // Asking the kernel for links takes CAP_SYS_ADMIN; our own are at hand, though aya keeps them.
         let own: Vec<(u32, i32)> = own::bpf_links()
             .into_iter()

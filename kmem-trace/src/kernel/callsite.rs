@@ -1,7 +1,5 @@
 //! Addresses → `function+offset`, from `/proc/kallsyms`.
 
-use std::{sync::Arc, thread};
-
 use super::{
     file,
     symbols::{self, Line},
@@ -17,20 +15,6 @@ pub struct Functions {
 }
 
 impl Functions {
-    /// Begins with the file's bytes, beside whatever the caller does until it wants them; where there
-    /// can be no thread, then.
-    pub fn begin(bytes: Vec<u8>) -> impl FnOnce() -> Self {
-        let bytes = Arc::new(bytes);
-        let theirs = Arc::clone(&bytes);
-        let thread = thread::Builder::new().spawn(move || Self::parse(&theirs));
-        move || match thread {
-            Ok(thread) => thread
-                .join()
-                .unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
-            Err(_) => Self::parse(&bytes),
-        }
-    }
-
     /// From the file's bytes. Lines that are no code symbols, and hidden addresses, are passed over.
     pub fn parse(bytes: &[u8]) -> Self {
         let mut found = Self::default();

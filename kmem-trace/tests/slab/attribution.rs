@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::support::{
     cgroup::{self, Cgroup},
     lines::{self, number},
-    load, machine, soon,
+    load, machine,
     tracer::Tracer,
 };
 
@@ -54,11 +54,7 @@ pub(super) struct Slab {
 impl Slab {
     /// The first whole one after this call.
     pub(super) fn next(tracer: &Tracer) -> Self {
-        let seen = tracer.count("node") + 1;
-        assert!(
-            soon(Duration::from_secs(60), || tracer.count("node") > seen),
-            "no more node lines"
-        );
+        let seen = tracer.next_node();
         tracer.see(|all| Self::after(all, seen))
     }
 

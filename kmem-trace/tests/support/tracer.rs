@@ -163,6 +163,17 @@ impl Tracer {
         found.expect("just found")
     }
 
+    /// Waits until figures of slab that were read after this call are all there; how many `node` lines,
+    /// which end such figures, there were before.
+    #[track_caller]
+    pub fn next_node(&self) -> usize {
+        // Those under way began before.
+        let seen = self.count("node") + 1;
+        let came = soon(PATIENCE, || self.count("node") > seen);
+        assert!(came, "no more node lines: {}", lock(&self.error));
+        seen
+    }
+
     /// Waits for an event that `wanted` accepts.
     #[track_caller]
     pub fn event(&self, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {

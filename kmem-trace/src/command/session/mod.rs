@@ -30,6 +30,7 @@ use std::{
     ffi::OsStr,
     os::unix::ffi::OsStrExt as _,
     path::{Path, PathBuf},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -39,6 +40,7 @@ use kmem_trace_ebpf::record::{CgroupRecord, OP_MKDIR, OP_RELEASE, OP_RENAME, OP_
 use crate::{
     hooks::{
         attach::{Attached, Sizes, Stream},
+        beside::beside,
         features::{Feature, Object},
         inspect::Inspection,
         limits::{self, Accounting, Unit},
@@ -166,15 +168,18 @@ impl Session {
             })?),
             false => None,
         };
-        let list = inspection.kallsyms.take().filter(|_| request.slab);
-        let functions = list.map(callsite::Functions::begin);
-        let (plan, attached) = attaching::attach_best(&inspection, &request)?;
-        attaching::require_ledger(&plan)?;
-        let settled = tokio::time::Instant::now() + request.settle.max(SETTLE);
-        let functions = match functions {
-            Some(parsing) if plan.slab => parsing(),
-            _ => callsite::Functions::default(),
-        };
+        let list = inspection.kallsyms.take().unwrap_or_default();
+        let parse = || callsite::Functions::parse(&list);
+        let (plan, attached, settled, functions) = thread::scope(|scope| {
+            let parsing = request.slab.then(|| beside(scope, &parse));
+            let (plan, attached) = attaching::attach_best(&inspection, &request)?;
+            attaching::require_ledger(&plan)?;
+            let settled = tokio::time::Instant::now() + request.settle.max(SETTLE);
+            let functions = parsing.filter(|_| plan.slab).map(|parsed| parsed());
+            anyhow::Ok((plan, attached, settled, functions.unwrap_or_default()))
+        })?;
+        // Some ten MiB.
+        drop(list);
         let page_bytes = proc::own::page_bytes();
         let btf = inspection.btf.as_ref().ok();
         let limits_here = limit::Kernel {

@@ -45,12 +45,8 @@ pub fn rss_bytes() -> Result<u64, FileError> {
 
 /// Memory of the BPF maps that this process has open, bytes; 0 where the kernel does not say.
 pub fn bpf_map_bytes() -> u64 {
-    let Ok(entries) = std::fs::read_dir("/proc/self/fdinfo") else {
-        return 0;
-    };
-    let maps: BTreeMap<u64, u64> = entries
-        .flatten()
-        .filter_map(|entry| parse_bpf_map(&file::read(&entry.path()).ok()?))
+    let maps: BTreeMap<u64, u64> = descriptors()
+        .filter_map(|(_, shown)| parse_bpf_map(&shown))
         .collect();
     maps.values()
         .fold(0, |sum, bytes| sum.saturating_add(*bytes))
@@ -71,17 +67,21 @@ pub fn parse_bpf_map(bytes: &[u8]) -> Option<(u64, u64)> {
 /// Descriptors of the BPF links that this process has open (`bpf_link_show_fdinfo`,
 /// kernel/bpf/syscall.c).
 pub fn bpf_links() -> Vec<i32> {
-    let entries = std::fs::read_dir("/proc/self/fdinfo");
+    let is_link = |shown: &[u8]| file::lines(shown).any(|(_, line)| line.starts_with(b"link_id:"));
     // All of them before anybody makes more, which would be among them.
-    let entries = entries.into_iter().flatten().flatten();
-    entries
-        .filter_map(|entry| {
-            let shown = file::read(&entry.path()).ok()?;
-            let is_link = file::lines(&shown).any(|(_, line)| line.starts_with(b"link_id:"));
-            let descriptor = entry.file_name().to_str()?.parse().ok()?;
-            is_link.then_some(descriptor)
-        })
+    descriptors()
+        .filter(|(_, shown)| is_link(shown))
+        .map(|(descriptor, _)| descriptor)
         .collect()
+}
+
+/// What this process has open, and what the kernel shows of each; nothing where it shows none.
+fn descriptors() -> impl Iterator<Item = (i32, Vec<u8>)> {
+    let entries = std::fs::read_dir("/proc/self/fdinfo");
+    entries.into_iter().flatten().flatten().filter_map(|entry| {
+        let descriptor = entry.file_name().to_str()?.parse().ok()?;
+        Some((descriptor, file::read(&entry.path()).ok()?))
+    })
 }
 
 /// Size of a page in bytes.
